@@ -1,0 +1,45 @@
+"""Every error that crosses a process boundary. The first word of a docstring says whose fault it is."""
+
+
+class MeshError(Exception):
+    """Expected or a bug, as its leaf says. Its text is shown to the user."""
+
+
+class InvalidInput(MeshError):
+    """Expected: the caller's bytes, tensors or parameters cannot be used. Never retried."""
+
+
+class NotFound(MeshError):
+    """Expected: no pipeline, model, op or trace has that name."""
+
+
+class Refused(MeshError):
+    """Expected: the target exists but its configuration does not fit, so it is not served."""
+
+
+class Overloaded(MeshError):
+    """Expected: a bounded queue is full. Try again later."""
+
+
+class DeadlineExceeded(MeshError):
+    """Expected: the caller's time was over before the answer was there."""
+
+
+class Cancelled(MeshError):
+    """Expected: the caller gave up."""
+
+
+class StageUnavailable(MeshError):
+    """Expected: no replica of a stage can be reached now, or it went away. Safe to retry."""
+
+
+class EngineError(MeshError):
+    """Bug: the engine refused or failed a batch that had passed every check."""
+
+
+class InternalError(MeshError):
+    """Bug: an error that nobody expected. The log has its traceback; the caller gets no detail."""
+
+
+class SettingsError(MeshError):
+    """Expected: a setting, a pipeline.yaml or a config.pbtxt is wrong. Stops a start, not a mesh."""

@@ -1,0 +1,78 @@
+"""The one table between our errors and gRPC status codes."""
+
+import grpc
+
+from mesh import errors
+from protos.mesh.v1 import stage_pb2
+
+KIND_KEY = "mesh-error"
+"""Trailing metadata key of a failed unary call: the class name of the error."""
+
+_CODES: dict[type[errors.MeshError], grpc.StatusCode] = {
+    errors.InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.NotFound: grpc.StatusCode.NOT_FOUND,
+    errors.Refused: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.Cancelled: grpc.StatusCode.CANCELLED,
+    errors.StageUnavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.EngineError: grpc.StatusCode.INTERNAL,
+    errors.SettingsError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.InternalError: grpc.StatusCode.INTERNAL,
+}
+_KINDS = {kind.__name__: kind for kind in _CODES}
+_FROM_CODE = {code: kind for kind, code in reversed(_CODES.items())} | {
+    grpc.StatusCode.INTERNAL: errors.InternalError
+}
+_BY_NUMBER: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+SERVER_FAULTS = frozenset({
+    grpc.StatusCode.UNKNOWN, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DATA_LOSS,
+})  # fmt: skip
+"""Codes that make a SERVER span an error (OpenTelemetry semantic conventions for RPC, v1.44)."""
+
+
+def code_of(error: BaseException) -> grpc.StatusCode:
+    """Return the gRPC code of an error; what is not ours is INTERNAL."""
+    for kind in type(error).__mro__:
+        if kind in _CODES:
+            return _CODES[kind]
+    return grpc.StatusCode.INTERNAL
+
+
+def public(error: BaseException) -> errors.MeshError:
+    """Return the error a caller may see: itself when ours, else one that tells nothing."""
+    if isinstance(error, errors.MeshError):
+        return error
+    return errors.InternalError("internal error; the server's log has the traceback")
+
+
+def to_status(error: BaseException) -> stage_pb2.Status:
+    """Return the wire form of an error."""
+    shown = public(error)
+    return stage_pb2.Status(
+        code=code_of(shown).value[0], message=str(shown), kind=type(shown).__name__
+    )
+
+
+def code_from_number(number: int) -> grpc.StatusCode:
+    """Return the gRPC code with that number; UNKNOWN for one that gRPC does not have."""
+    return _BY_NUMBER.get(number, grpc.StatusCode.UNKNOWN)
+
+
+def from_status(status: stage_pb2.Status) -> errors.MeshError:
+    """Return the error that `to_status` was given."""
+    return _error(code_from_number(status.code), status.message, status.kind)
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError) -> errors.MeshError:
+    """Return our error for a failed gRPC call, ours on the other side or any server's."""
+    trailing = error.trailing_metadata()
+    kind = trailing.get(KIND_KEY, "") if trailing is not None else ""
+    return _error(error.code(), error.details() or "", str(kind))
+
+
+def _error(code: grpc.StatusCode, message: str, kind: str) -> errors.MeshError:
+    found = _KINDS.get(kind) or _FROM_CODE.get(code, errors.InternalError)
+    return found(message)

@@ -1,0 +1,199 @@
+"""Tensors between numpy and the wire: names, dtypes, shapes, bytes."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from mesh.errors import InvalidInput
+from protos.mesh.v1 import tensor_pb2
+
+Array = NDArray[np.generic]
+Tensors = dict[str, Array]
+"""Tensors by name; BYTES tensors are object arrays of `bytes`."""
+
+NUMPY_DTYPES: dict[str, np.dtype[np.generic]] = {
+    "BOOL": np.dtype("?"), "UINT8": np.dtype("u1"), "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"), "UINT64": np.dtype("<u8"), "INT8": np.dtype("i1"),
+    "INT16": np.dtype("<i2"), "INT32": np.dtype("<i4"), "INT64": np.dtype("<i8"),
+    "FP16": np.dtype("<f2"), "FP32": np.dtype("<f4"), "FP64": np.dtype("<f8"),
+    "BYTES": np.dtype(object),
+}  # fmt: skip
+"""Names of the Open Inference Protocol."""
+
+_NAMES = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
+_LENGTH = np.dtype("<u4")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a tensor must look like."""
+
+    name: str
+    """Name of the tensor."""
+    dtype: str
+    """One of `NUMPY_DTYPES`."""
+    shape: tuple[int, ...]
+    """Batch dimension first; -1 is any size."""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}{_dims(self.shape)}"
+
+    def fits(self, other: "TensorSpec") -> bool:
+        """Tell whether a tensor of this spec can be given where `other` is wanted."""
+        return (
+            self.dtype == other.dtype
+            and len(self.shape) == len(other.shape)
+            and all(a == b or -1 in (a, b) for a, b in zip(self.shape, other.shape, strict=True))
+        )
+
+    def check(self, array: Array) -> None:
+        """Compare a tensor with this spec.
+
+        Raises:
+            InvalidInput: dtype or shape differs; the text names both.
+        """
+        dtype = dtype_name(array)
+        if not TensorSpec(self.name, dtype, array.shape).fits(self):
+            raise InvalidInput(
+                f"tensor {self.name!r} is {dtype}{_dims(array.shape)}, "
+                f"wanted {self.dtype}{_dims(self.shape)}"
+            )
+
+    def to_proto(self) -> tensor_pb2.TensorSpec:
+        """Return the wire form."""
+        return tensor_pb2.TensorSpec(name=self.name, dtype=self.dtype, shape=self.shape)
+
+    @classmethod
+    def from_proto(cls, spec: tensor_pb2.TensorSpec) -> "TensorSpec":
+        """Return the spec of a wire form."""
+        return cls(spec.name, spec.dtype, tuple(spec.shape))
+
+
+def check_tensors(tensors: Mapping[str, Array], specs: Iterable[TensorSpec]) -> None:
+    """Compare named tensors with the specs: no name missing, none unknown, each of its spec.
+
+    Raises:
+        InvalidInput: names what came and what was wanted.
+    """
+    wanted = {spec.name: spec for spec in specs}
+    if tensors.keys() != wanted.keys():
+        raise InvalidInput(
+            f"tensors {sorted(tensors)} came, wanted {[str(spec) for spec in wanted.values()]}"
+        )
+    for name, spec in wanted.items():
+        spec.check(tensors[name])
+
+
+def dtype_name(array: Array) -> str:
+    """Return the Open Inference Protocol name of an array's dtype.
+
+    Raises:
+        InvalidInput: the protocol has no such dtype.
+    """
+    try:
+        return _NAMES[array.dtype.newbyteorder("<")]
+    except KeyError:
+        raise InvalidInput(
+            f"dtype {array.dtype} came, wanted one of {sorted(NUMPY_DTYPES)}"
+        ) from None
+
+
+def bytes_tensor(*elements: bytes) -> Array:
+    """Return a BYTES tensor of shape [len(elements)]."""
+    array = np.empty(len(elements), object)
+    array[:] = elements
+    return array
+
+
+def to_proto(tensors: Mapping[str, Array]) -> tensor_pb2.Tensors:
+    """Return the wire form of named tensors."""
+    message = tensor_pb2.Tensors()
+    for name, array in tensors.items():
+        message.tensors.add(
+            name=name, dtype=dtype_name(array), shape=array.shape, raw=_to_raw(array)
+        )
+    return message
+
+
+def pack(tensors: Mapping[str, Array]) -> bytes:
+    """Serialize named tensors."""
+    return to_proto(tensors).SerializeToString()
+
+
+def unpack(payload: bytes) -> Tensors:
+    """Return the tensors of a serialized message, as read-only views where numpy allows it.
+
+    Raises:
+        InvalidInput: not such a message, an unknown dtype, or bytes that do not fill the shape.
+    """
+    try:
+        return from_proto(tensor_pb2.Tensors.FromString(payload))
+    except DecodeError as err:
+        raise InvalidInput(
+            f"{len(payload)} bytes came that are no serialized mesh.v1.Tensors"
+        ) from err
+
+
+def from_proto(message: tensor_pb2.Tensors) -> Tensors:
+    """Return the tensors of a message; errors as `unpack`."""
+    tensors: Tensors = {}
+    for tensor in message.tensors:
+        if tensor.name in tensors:
+            raise InvalidInput(f"tensor {tensor.name!r} came twice")
+        tensors[tensor.name] = _from_raw(tensor)
+    return tensors
+
+
+def _to_raw(array: Array) -> bytes:
+    if array.dtype != object:
+        return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    parts: list[bytes] = []
+    for element in array.ravel():
+        parts += (len(element).to_bytes(4, "little"), element)
+    return b"".join(parts)
+
+
+def _from_raw(tensor: tensor_pb2.Tensor) -> Array:
+    dtype = NUMPY_DTYPES.get(tensor.dtype)
+    if dtype is None:
+        raise InvalidInput(
+            f"tensor {tensor.name!r} has dtype {tensor.dtype!r}, "
+            f"wanted one of {sorted(NUMPY_DTYPES)}"
+        )
+    shape = tuple(tensor.shape)
+    if any(dim < 0 for dim in shape):
+        raise InvalidInput(f"tensor {tensor.name!r} has the shape {_dims(shape)} with a size below 0")
+    count = math.prod(shape)
+    raw = tensor.raw
+    if dtype == object:
+        return _bytes_elements(tensor.name, raw, count).reshape(shape)
+    if len(raw) != count * dtype.itemsize:
+        raise InvalidInput(
+            f"tensor {tensor.name!r} is {tensor.dtype}{_dims(shape)}: {len(raw)} bytes came, "
+            f"wanted {count * dtype.itemsize}"
+        )
+    return np.frombuffer(raw, dtype).reshape(shape)
+
+
+def _bytes_elements(name: str, raw: bytes, count: int) -> Array:
+    elements: list[bytes] = []
+    at = 0
+    while at + _LENGTH.itemsize <= len(raw) and len(elements) < count:
+        size = int.from_bytes(raw[at : at + 4], "little")
+        at += 4
+        elements.append(raw[at : at + size])
+        at += size
+    if len(elements) != count or at != len(raw):
+        raise InvalidInput(
+            f"BYTES tensor {name!r}: {len(raw)} bytes do not hold {count} elements, each its "
+            "length in 4 bytes (little-endian) and then its bytes"
+        )
+    return bytes_tensor(*elements)
+
+
+def _dims(shape: Iterable[int]) -> str:
+    return "[" + ",".join(str(dim) for dim in shape) + "]"

@@ -1,0 +1,1 @@
+"""CPU work after the model: tensors in, answers out."""

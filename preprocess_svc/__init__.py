@@ -1,0 +1,1 @@
+"""CPU work before the model: bytes in, tensors out."""
