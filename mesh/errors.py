@@ -1,4 +1,4 @@
-"""Every error that crosses a process boundary. The first word of a docstring says whose fault it is."""
+"""Every error that crosses a process boundary; a docstring begins with whose fault it is."""
 
 
 class MeshError(Exception):
@@ -19,6 +19,10 @@ class Refused(MeshError):
 
 class Overloaded(MeshError):
     """Expected: a bounded queue is full. Try again later."""
+
+
+class ReplicaFull(Overloaded):
+    """Expected: this replica takes no more now; the stage's client sends the item elsewhere."""
 
 
 class DeadlineExceeded(MeshError):
@@ -42,4 +46,4 @@ class InternalError(MeshError):
 
 
 class SettingsError(MeshError):
-    """Expected: a setting, a pipeline.yaml or a config.pbtxt is wrong. Stops a start, not a mesh."""
+    """Expected: a setting, a pipeline.yaml or a config.pbtxt is wrong; stops a start only."""

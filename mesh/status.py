@@ -1,5 +1,7 @@
 """The one table between our errors and gRPC status codes."""
 
+from typing import Any, NoReturn
+
 import grpc
 
 from mesh import errors
@@ -13,6 +15,7 @@ _CODES: dict[type[errors.MeshError], grpc.StatusCode] = {
     errors.NotFound: grpc.StatusCode.NOT_FOUND,
     errors.Refused: grpc.StatusCode.FAILED_PRECONDITION,
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.ReplicaFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.Cancelled: grpc.StatusCode.CANCELLED,
     errors.StageUnavailable: grpc.StatusCode.UNAVAILABLE,
@@ -71,6 +74,13 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> errors.MeshError:
     trailing = error.trailing_metadata()
     kind = trailing.get(KIND_KEY, "") if trailing is not None else ""
     return _error(error.code(), error.details() or "", str(kind))
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: BaseException) -> NoReturn:
+    """End a call with an error, so that `from_rpc_error` of the caller returns the same type."""
+    shown = public(error)
+    await context.abort(code_of(shown), str(shown), ((KIND_KEY, type(shown).__name__),))
+    raise shown  # abort raises already; this tells the type checker
 
 
 def _error(code: grpc.StatusCode, message: str, kind: str) -> errors.MeshError:

@@ -152,7 +152,8 @@ def _to_raw(array: Array) -> bytes:
     if array.dtype != object:
         return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
     parts: list[bytes] = []
-    for element in array.ravel():
+    elements: list[bytes] = array.ravel().tolist()
+    for element in elements:
         parts += (len(element).to_bytes(4, "little"), element)
     return b"".join(parts)
 
@@ -166,10 +167,12 @@ def _from_raw(tensor: tensor_pb2.Tensor) -> Array:
         )
     shape = tuple(tensor.shape)
     if any(dim < 0 for dim in shape):
-        raise InvalidInput(f"tensor {tensor.name!r} has the shape {_dims(shape)} with a size below 0")
+        raise InvalidInput(
+            f"tensor {tensor.name!r} has the shape {_dims(shape)} with a size below 0"
+        )
     count = math.prod(shape)
     raw = tensor.raw
-    if dtype == object:
+    if tensor.dtype == "BYTES":
         return _bytes_elements(tensor.name, raw, count).reshape(shape)
     if len(raw) != count * dtype.itemsize:
         raise InvalidInput(

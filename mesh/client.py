@@ -1,0 +1,343 @@
+"""Calls a stage: chooses a replica, spends its credits, retries what is safe to retry."""
+
+import asyncio
+import logging
+import math
+import random
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+
+import grpc
+
+from mesh.errors import (
+    DeadlineExceeded,
+    MeshError,
+    Overloaded,
+    ReplicaFull,
+    StageUnavailable,
+)
+from mesh.fair_queue import FairQueue
+from mesh.item import Reply, Request
+from mesh.link import CHANNEL_OPTIONS, Link
+from mesh.resolver import resolve
+from mesh.status import from_rpc_error
+from protos.mesh.v1.stage_pb2 import DescribeRequest, DescribeResponse, Target
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClientLimits:
+    """How patient a client of a stage is."""
+
+    max_waiting: int = 4096
+    """Requests that wait for a replica's credit; one more is answered `Overloaded` at once."""
+    no_replica_s: float = 30.0
+    """How long a request without a deadline waits while no replica can be reached."""
+    resolve_every_s: float = 3.0
+    """How often the addresses are looked up again."""
+    retry_ratio: float = 0.1
+    """Retries that each call pays for, so that retries cannot multiply an overload."""
+    retry_burst: float = 20.0
+    """Retries that may be saved up."""
+    backoff_s: float = 0.1
+    """First pause before a lost replica is asked again; doubles up to 32 times that, jittered."""
+    eject_after: int = 3
+    """UNAVAILABLE replies in a row after which a replica is left alone for a while."""
+
+
+class Lease:
+    """The right to have one item of so many bytes in flight at one replica."""
+
+    __slots__ = ("_client", "link", "size")
+
+    def __init__(self, client: "StageClient", link: Link, size: int) -> None:
+        self._client: StageClient | None = client
+        self.link = link
+        self.size = size
+        link.items += 1
+        link.bytes += size
+
+    def release(self) -> None:
+        """Give the right back; a second time does nothing."""
+        client, self._client = self._client, None
+        if client is not None:
+            self.link.items -= 1
+            self.link.bytes -= self.size
+            self.link.released()
+            client.wake()
+
+
+class StageClient:
+    """Every replica of one stage, as one callable.
+
+    Args:
+        stage: full name of the gRPC service, as `mesh.v1.Preprocess`.
+        targets: as `mesh.resolver.resolve` takes them.
+        method: its streaming method.
+        limits: bounds of waiting and retrying.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        targets: str,
+        method: str = "Run",
+        limits: ClientLimits = ClientLimits(),
+    ) -> None:
+        self.stage = stage
+        self.retries = 0
+        self._targets = targets
+        self._method = f"/{stage}/{method}"
+        self._limits = limits
+        self._links: list[Link] = []
+        self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._waiting: FairQueue[tuple[int, asyncio.Future[Lease]]] = FairQueue()
+        self._budget = limits.retry_burst
+        self._resolver: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._draining: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> "StageClient":
+        await self._refresh()
+        self._resolver = asyncio.create_task(self._resolve_forever())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        tasks = [*self._keepers.values(), *self._draining]
+        if self._resolver is not None:
+            tasks.append(self._resolver)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def replicas(self) -> list[Link]:
+        """Replicas that take items now."""
+        return [link for link in self._links if link.ready]
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a replica's credit."""
+        return len(self._waiting)
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Wait until a replica takes items.
+
+        Raises:
+            StageUnavailable: none did in time.
+        """
+        end = time.monotonic() + timeout_s
+        while not self.replicas:
+            left = end - time.monotonic()
+            self._changed.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), max(0.0, left))
+            if left <= 0:
+                raise StageUnavailable(f"no replica of {self.stage} at {self._targets} is ready")
+
+    async def describe(
+        self, targets: Iterable[Target], timeout_s: float = 10.0
+    ) -> DescribeResponse:
+        """Ask one replica what it has.
+
+        Raises:
+            MeshError: as the replica answered.
+        """
+        await self.wait_ready(timeout_s)
+        service = self._method.rpartition("/")[0]
+        address = random.choice(self.replicas).address
+        async with grpc.aio.insecure_channel(address, CHANNEL_OPTIONS) as channel:
+            call = channel.unary_unary(
+                f"{service}/Describe",
+                request_serializer=DescribeRequest.SerializeToString,
+                response_deserializer=DescribeResponse.FromString,
+            )
+            try:
+                return await call(DescribeRequest(targets=targets), timeout=timeout_s)
+            except grpc.aio.AioRpcError as err:
+                raise from_rpc_error(err) from err
+
+    async def reserve(self, size: int, deadline: float, client: str = "") -> Lease:
+        """Get the right to send an item, before the work that makes the item is done.
+
+        Args:
+            size: bytes of the item.
+            deadline: when the caller stops waiting, on the clock of `time.monotonic`.
+            client: whose request it is; waiting is fair between clients.
+
+        Raises:
+            Overloaded: too many wait already; told at once.
+            DeadlineExceeded: no replica had room in time.
+            StageUnavailable: no replica could be reached in time.
+        """
+        if not self._waiting:
+            link = self._choose(size)
+            if link is not None:
+                return Lease(self, link, size)
+        return await self._wait(size, deadline, client)
+
+    async def call(
+        self,
+        request: Request,
+        lease: Lease | None = None,
+        more: Callable[[Reply], None] | None = None,
+    ) -> Reply:
+        """Send one request and return its reply, whatever the reply's status is.
+
+        Sent to another replica when the one it was at went away (once for free, then from the
+        budget) or was full. A repeated execution is possible, a second answer is not.
+
+        Raises:
+            MeshError: no reply could be had.
+        """
+        self._budget = min(self._limits.retry_burst, self._budget + self._limits.retry_ratio)
+        free = True
+        size = len(request.payload)
+        while True:
+            if lease is None or not lease.link.open:
+                if lease is not None:
+                    lease.release()
+                lease = await self.reserve(size, request.deadline, request.client)
+            link = lease.link
+            try:
+                reply = await link.send(request, more)
+                if reply.status is None:
+                    link.failures = 0
+                    return reply
+                error: MeshError | None = reply.error()
+                if not self._may_repeat(error, link):
+                    return reply
+            except StageUnavailable as lost:
+                if not free and not self._spend():
+                    raise
+                free, error = False, lost
+            finally:
+                lease.release()
+            lease = None
+            self.retries += 1
+            log.info("retry", extra={"stage": self.stage, "replica": link.address})
+            if isinstance(error, ReplicaFull):
+                await asyncio.sleep(random.uniform(0.001, 0.005))
+
+    def wake(self) -> None:
+        """Give credit that became free to those who wait."""
+        while self._waiting:
+            size, future = self._waiting.peek()
+            if future.done():
+                self._waiting.pop()
+                continue
+            link = self._choose(size)
+            if link is None:
+                return
+            self._waiting.pop()
+            future.set_result(Lease(self, link, size))
+
+    def _may_repeat(self, error: MeshError | None, link: Link) -> bool:
+        if isinstance(error, ReplicaFull):
+            return True
+        if not isinstance(error, StageUnavailable):
+            return False
+        link.failures += 1
+        if link.failures >= self._limits.eject_after:
+            link.ejected_until = time.monotonic() + random.uniform(0.5, 1.5)
+        return self._spend()
+
+    def _spend(self) -> bool:
+        if self._budget < 1:
+            return False
+        self._budget -= 1
+        return True
+
+    def _choose(self, size: int) -> Link | None:
+        """Return the less busy one of two replicas drawn at random, among those with room."""
+        links = self._links
+        if len(links) == 1:
+            only = links[0]
+            return only if only.ready and only.has_room(size) else None
+        now = time.monotonic()
+        open_links = [link for link in links if link.ready and link.has_room(size)]
+        able = [link for link in open_links if link.ejected_until <= now] or open_links
+        if len(able) > 2:
+            able = random.sample(able, 2)
+        return min(able, key=lambda link: link.load(now), default=None)
+
+    async def _wait(self, size: int, deadline: float, client: str) -> Lease:
+        if len(self._waiting) >= self._limits.max_waiting:
+            raise Overloaded(
+                f"{self._limits.max_waiting} requests wait for {self.stage} already; "
+                "try again in a moment, or add replicas"
+            )
+        left = deadline - time.monotonic()
+        if math.isinf(left) and not self.replicas:
+            left = self._limits.no_replica_s
+        future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+        self._waiting.push(client, (size, future))
+        self.wake()
+        try:
+            return await asyncio.wait_for(future, None if math.isinf(left) else max(0.0, left))
+        except TimeoutError:
+            if not self.replicas:
+                raise StageUnavailable(
+                    f"no replica of {self.stage} at {self._targets} could be reached in time"
+                ) from None
+            raise DeadlineExceeded(
+                f"no replica of {self.stage} had room before the deadline"
+            ) from None
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                future.result().release()
+            raise
+
+    async def _resolve_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self._limits.resolve_every_s)
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        wanted = await resolve(self._targets)
+        for address in wanted - self._keepers.keys():
+            self._keepers[address] = asyncio.create_task(self._keep(address))
+        for address in self._keepers.keys() - wanted:
+            # A name that is gone is no reason to cut work: its streams finish what they have.
+            self._keepers.pop(address).cancel()
+
+    async def _keep(self, address: str) -> None:
+        """Keep one link to an address; a drained one finishes its items beside the next."""
+        pause = self._limits.backoff_s
+        while True:
+            link = Link(address, self._method, self._on_change)
+            self._links.append(link)
+            running = asyncio.create_task(self._run_link(link))
+            self._draining.add(running)
+            running.add_done_callback(self._draining.discard)
+            started = time.monotonic()
+            try:
+                await link.drained.wait()
+            finally:
+                link.drained.set()
+                link.released()
+            if not link.dead or time.monotonic() - started > 10:
+                pause = self._limits.backoff_s
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+            pause = min(2 * pause, 32 * self._limits.backoff_s)
+
+    async def _run_link(self, link: Link) -> None:
+        try:
+            await link.run()
+        finally:
+            self._links.remove(link)
+            self._on_change()
+
+    def _on_change(self) -> None:
+        self._changed.set()
+        if self._waiting:
+            self.wake()

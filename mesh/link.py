@@ -1,0 +1,309 @@
+"""One connection of a client to one replica: a data stream and a control stream."""
+
+import asyncio
+import math
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import grpc
+
+from mesh import WIRE_VERSION
+from mesh.errors import DeadlineExceeded, InvalidInput, MeshError, StageUnavailable
+from mesh.item import Reply, Request, Timings
+from mesh.outbox import CHANNEL_BYTES, MAX_ITEM_BYTES, WHOLE_ITEM_BYTES, Assembler, Outbox
+from mesh.status import from_rpc_error
+from protos.mesh.v1.stage_pb2 import Envelope, Grant, Hello, Item
+
+Stream = grpc.aio.StreamStreamCall[Envelope, Envelope]
+
+SWEEP_S = 0.01
+"""How often items in flight are compared with their deadlines."""
+HEADER_BYTES = 200
+"""About what an item has besides its payload, context and parameters."""
+
+CHANNEL_OPTIONS = (
+    ("grpc.max_send_message_length", CHANNEL_BYTES),
+    ("grpc.max_receive_message_length", CHANNEL_BYTES),
+    # A channel of its own per link: the control stream must not wait behind tensors.
+    ("grpc.use_local_subchannel_pool", 1),
+    # A replica that hangs is noticed after 8 s, one that died at once.
+    ("grpc.keepalive_time_ms", 5000),
+    ("grpc.keepalive_timeout_ms", 3000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.enable_retries", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+
+
+@dataclass(slots=True)
+class _Pending:
+    future: asyncio.Future[Reply]
+    deadline: float
+    more: Callable[[Reply], None] | None
+
+
+class Link:
+    """Items in flight to one replica, and what the replica last said of itself."""
+
+    def __init__(
+        self,
+        address: str,
+        method: str,
+        changed: Callable[[], None],
+    ) -> None:
+        self.address = address
+        """Target for gRPC: `host:port` or `unix:/path`."""
+        self.items = 0
+        """Items that have a lease here: in flight or admitted."""
+        self.bytes = 0
+        """Bytes that have a lease here."""
+        self.drained = asyncio.Event()
+        """Set when the link takes nothing new: the replica asked for it, or the link is gone."""
+        self.failures = 0
+        """UNAVAILABLE replies in a row."""
+        self.ejected_until = 0.0
+        """Not chosen before this time while others can be."""
+        self.dead = False
+        """The stream is gone."""
+        self._method = method
+        self._changed = changed
+        self._grant = Grant()
+        self._depth_at = 0.0
+        self._sent_since = 0
+        self._pending: dict[int, _Pending] = {}
+        self._next_id = 1
+        self._outbox: Outbox | None = None
+        self._control: Outbox | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._empty = asyncio.Event()
+
+    @property
+    def open(self) -> bool:
+        """Tell whether items that have a lease may still be sent."""
+        return self._outbox is not None
+
+    @property
+    def ready(self) -> bool:
+        """Tell whether new items may be sent."""
+        return self._outbox is not None and not self.drained.is_set()
+
+    def has_room(self, size: int) -> bool:
+        """Tell whether the replica's grant has room for one more item of that many bytes."""
+        if self.items == 0:
+            return True
+        return self.items < self._grant.items and self.bytes + size <= self._grant.bytes
+
+    def load(self, now: float) -> float:
+        """Return how busy the replica is: its queue depth as last reported, and what went since.
+
+        A report older than 100 ms tells nothing, else a replica once busy would never be asked.
+        """
+        if now - self._depth_at > 0.1:
+            return self.items
+        return max(self.items, self._grant.queue_depth + self._sent_since)
+
+    async def send(self, request: Request, more: Callable[[Reply], None] | None = None) -> Reply:
+        """Send one item and wait for its last reply.
+
+        Raises:
+            StageUnavailable: the link is or went down.
+            DeadlineExceeded: no reply came in time; the replica is told to stop.
+            InvalidInput: the item is larger than `MAX_ITEM_BYTES`.
+        """
+        outbox = self._outbox
+        if outbox is None:
+            raise StageUnavailable(f"the stream to {self.address} is closed")
+        key = self._next_id
+        self._next_id = key + 1
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Reply] = loop.create_future()
+        _put(outbox, key, request)
+        self._pending[key] = _Pending(future, request.deadline, more)
+        self._sent_since += 1
+        if self._sweeper is None and request.deadline != math.inf:
+            self._sweeper = loop.call_later(SWEEP_S, self._sweep)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._cancel(key)
+            raise
+
+    async def run(self) -> None:
+        """Connect, and read replies until the stream ends; never raises for a lost replica."""
+        reason = "it ended the stream"
+        try:
+            async with (
+                grpc.aio.insecure_channel(self.address, CHANNEL_OPTIONS) as data,
+                grpc.aio.insecure_channel(self.address, CHANNEL_OPTIONS) as control,
+            ):
+                await self._run_streams(data, control)
+        except grpc.aio.AioRpcError as err:
+            reason = str(from_rpc_error(err)) or err.code().name
+        except (InvalidInput, asyncio.InvalidStateError, OSError) as err:
+            reason = str(err)
+        finally:
+            self._fail_pending(reason)
+
+    async def _run_streams(self, data: grpc.aio.Channel, control: grpc.aio.Channel) -> None:
+        session = uuid.uuid4().hex
+        stream = self._open(data)
+        await stream.write(_hello(session, control=False))
+        await self._read_first(stream)
+        control_stream = self._open(control)
+        await control_stream.write(_hello(session, control=True))
+        await self._read_first(control_stream)
+        self._outbox = Outbox(stream.write)
+        self._control = Outbox(control_stream.write)
+        tasks = [
+            asyncio.create_task(self._read(stream)),
+            asyncio.create_task(self._read(control_stream)),
+            asyncio.create_task(self._outbox.run()),
+            asyncio.create_task(self._control.run()),
+            asyncio.create_task(self._close_when_empty(stream)),
+        ]
+        self._changed()
+        try:
+            # The data stream ends last of all in good order; any other end is a lost replica.
+            done, _ = await asyncio.wait(tasks[:4], return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            self._outbox = None
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            stream.cancel()
+            control_stream.cancel()
+
+    def _open(self, channel: grpc.aio.Channel) -> Stream:
+        multi: grpc.aio.StreamStreamMultiCallable[Envelope, Envelope] = channel.stream_stream(
+            self._method,
+            request_serializer=Envelope.SerializeToString,
+            response_deserializer=Envelope.FromString,
+        )
+        return multi()
+
+    async def _read_first(self, stream: Stream) -> None:
+        first = await asyncio.wait_for(stream.read(), 10)
+        if not isinstance(first, Envelope):
+            await stream.code()  # a refused stream: let its status be raised
+            raise grpc.aio.UsageError(f"{self.address} closed the stream at once")
+        self._take(first, Assembler())
+
+    async def _read(self, stream: Stream) -> None:
+        assembler = Assembler()
+        while True:
+            envelope = await stream.read()
+            if not isinstance(envelope, Envelope):
+                return
+            self._take(envelope, assembler)
+
+    def _take(self, envelope: Envelope, assembler: Assembler) -> None:
+        if envelope.HasField("grant"):
+            self._grant = envelope.grant
+            self._depth_at = time.monotonic()
+            self._sent_since = 0
+        for item in envelope.items:
+            self._answer(item)
+        if envelope.HasField("fragment"):
+            whole = assembler.add(envelope.fragment)
+            if whole is not None:
+                self._answer(whole)
+        if envelope.drain and not self.drained.is_set():
+            self.drained.set()
+            self._note_empty()
+        self._changed()
+
+    def _answer(self, item: Item) -> None:
+        pending = self._pending.get(item.id)
+        if pending is None:
+            return  # its caller gave up
+        reply = Reply(item.payload, item.context)
+        if item.HasField("status"):
+            reply.status = item.status
+        if item.HasField("timings"):
+            t = item.timings
+            reply.timings = Timings(
+                t.queue_us / 1e6, t.batch_us / 1e6, t.run_us / 1e6, t.batch_rows
+            )
+        if item.more:
+            reply.more = True
+            if pending.more is not None:
+                pending.more(reply)
+            return
+        del self._pending[item.id]
+        if not pending.future.done():
+            pending.future.set_result(reply)
+        self._note_empty()
+
+    def _cancel(self, key: int) -> None:
+        self._pending.pop(key, None)
+        self._note_empty()
+        if self._control is not None and self._outbox is not None:
+            self._control.control().cancel.append(key)
+
+    def _sweep(self) -> None:
+        now = time.monotonic()
+        late = [key for key, pending in self._pending.items() if pending.deadline <= now]
+        for key in late:
+            pending = self._pending[key]
+            self._cancel(key)
+            if not pending.future.done():
+                pending.future.set_exception(
+                    DeadlineExceeded(f"{self.address} did not answer before the deadline")
+                )
+        self._sweeper = (
+            asyncio.get_running_loop().call_later(SWEEP_S, self._sweep) if self._pending else None
+        )
+
+    def _note_empty(self) -> None:
+        if self.drained.is_set() and not self._pending and self.items == 0:
+            self._empty.set()
+
+    def released(self) -> None:
+        """Note that a lease ended; a drained link closes once it has none."""
+        self._note_empty()
+
+    async def _close_when_empty(self, stream: Stream) -> None:
+        await self._empty.wait()
+        await stream.done_writing()
+
+    def _fail_pending(self, reason: str) -> None:
+        self._outbox = None
+        self.dead = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        pending, self._pending = self._pending, {}
+        error: MeshError = StageUnavailable(f"lost {self.address}: {reason}")
+        for entry in pending.values():
+            if not entry.future.done():
+                entry.future.set_exception(error)
+        self.drained.set()
+        self._changed()
+
+
+def _hello(session: str, *, control: bool) -> Envelope:
+    return Envelope(hello=Hello(session=session, control=control, wire_version=WIRE_VERSION))
+
+
+def _put(outbox: Outbox, key: int, request: Request) -> None:
+    size = len(request.payload) + len(request.context) + len(request.parameters) + HEADER_BYTES
+    if size > MAX_ITEM_BYTES:
+        raise InvalidInput(f"a request of {size} bytes came, wanted at most {MAX_ITEM_BYTES}")
+    item = Item() if size > WHOLE_ITEM_BYTES else outbox.item(size)
+    item.id = key
+    item.target = request.target
+    item.payload = request.payload
+    if request.deadline != math.inf:
+        item.time_left_us = max(1, int((request.deadline - time.monotonic()) * 1e6))
+    if request.trace:
+        item.trace = request.trace
+    if request.parameters:
+        item.parameters = request.parameters
+    if request.context:
+        item.context = request.context
+    if size > WHOLE_ITEM_BYTES:
+        outbox.put_large(item)
