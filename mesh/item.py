@@ -22,6 +22,8 @@ class Timings:
     """In the op or the engine."""
     batch_rows: int = 0
     """Rows of the batch that the item was in; 0 where there are no batches."""
+    batch_trace: bytes = b""
+    """Binary trace context of the batch's own span; it stays in the process."""
 
 
 @dataclass(slots=True)

@@ -187,7 +187,7 @@ class Link:
         return multi()
 
     async def _read_first(self, stream: Stream) -> None:
-        first = await asyncio.wait_for(stream.read(), 10)
+        first = await stream.read()  # a replica that still loads grants nothing
         if not isinstance(first, Envelope):
             await stream.code()  # a refused stream: let its status be raised
             raise grpc.aio.UsageError(f"{self.address} closed the stream at once")

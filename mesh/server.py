@@ -59,11 +59,16 @@ class StageServer:
         self._depth = 0
         self._draining = False
         self._share = (0.0, 1)
+        self._open = asyncio.Event()
 
     @property
     def depth(self) -> int:
         """Items of all clients that are waiting or running."""
         return self._depth
+
+    def open(self) -> None:
+        """Grant credits; streams that came before wait for this."""
+        self._open.set()
 
     async def run(self, stream: AsyncIterator[Envelope], context: Context) -> None:
         """Serve one stream of a client; the handler of the gRPC method."""
@@ -102,6 +107,7 @@ class StageServer:
                 f"wire version {hello.wire_version} came, wanted {WIRE_VERSION}; "
                 "run one release on both sides"
             )
+        await self._open.wait()
         if self._draining and not hello.control:
             raise StageUnavailable("this replica is going away")
         return hello

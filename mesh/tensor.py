@@ -63,6 +63,12 @@ class TensorSpec:
                 f"wanted {self.dtype}{_dims(self.shape)}"
             )
 
+    def row_bytes(self) -> int:
+        """Return the bytes of one batch row; 0 where a size is not fixed."""
+        if self.dtype == "BYTES" or -1 in self.shape[1:]:
+            return 0
+        return math.prod(self.shape[1:]) * NUMPY_DTYPES[self.dtype].itemsize
+
     def to_proto(self) -> tensor_pb2.TensorSpec:
         """Return the wire form."""
         return tensor_pb2.TensorSpec(name=self.name, dtype=self.dtype, shape=self.shape)

@@ -1,0 +1,27 @@
+"""`python -m infer_svc`: one replica of the infer stage."""
+
+from infer_svc.service import InferHandler
+from infer_svc.settings import InferSettings
+from mesh import log, telemetry
+from mesh.host import run_process
+from mesh.server import Limits
+from mesh.settings import TelemetrySettings, load
+from mesh.stage import Stage
+
+
+async def main() -> None:
+    """Wire settings, models and server together, and serve."""
+    log.configure("infer", "INFO")
+    settings = load(InferSettings)
+    log.configure("infer", settings.log_level)
+    tracing = telemetry.configure("infer", load(TelemetrySettings))
+    handler = InferHandler(settings.models, settings.cpu_threads, tracing.sampled)
+    limits = Limits(settings.max_items, settings.max_mbytes * 1024**2, settings.max_age_s)
+    stage = Stage("mesh.v1.Infer", settings, handler, handler.describe, tracing, limits)
+    await stage.serve(handler.load)
+    handler.close()
+    tracing.shutdown()
+
+
+if __name__ == "__main__":
+    run_process(main)

@@ -1,0 +1,78 @@
+"""ONNX Runtime on the CPU: the embedded default."""
+
+from pathlib import Path
+
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from mesh.errors import EngineError, SettingsError
+from mesh.tensor import NUMPY_DTYPES, Tensors, TensorSpec
+
+# They derive from Exception only, and have no base of their own.
+_ERRORS = (
+    ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf, ort_errors.NoSuchFile, ort_errors.NotImplemented,
+    ort_errors.RuntimeException, RuntimeError, ValueError,
+)  # fmt: skip
+
+_DTYPES = {
+    "bool": "BOOL", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64",
+    "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64", "float16": "FP16",
+    "float": "FP32", "double": "FP64", "string": "BYTES",
+}  # fmt: skip
+
+
+class OnnxRuntimeEngine:
+    """A session; ONNX Runtime lets several threads run one at a time of their own."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self._session = session
+        self.inputs = tuple(_spec(node) for node in session.get_inputs())
+        self.outputs = tuple(_spec(node) for node in session.get_outputs())
+        self._names = [spec.name for spec in self.outputs]
+
+    def open(self) -> "OnnxRuntimeEngine":
+        """Return a context for one lane: the session itself."""
+        return self
+
+    def run(self, inputs: Tensors) -> Tensors:
+        """Run one batch; contract as in `infer_svc.backends.Context`."""
+        try:
+            outputs = self._session.run(self._names, inputs)
+        except _ERRORS as err:
+            raise EngineError(f"ONNX Runtime failed the batch: {err}") from err
+        return dict(zip(self._names, outputs, strict=True))
+
+
+def load_onnxruntime(path: Path, threads: int) -> OnnxRuntimeEngine:
+    """Load an ONNX file.
+
+    Args:
+        path: the model.
+        threads: that one run may use.
+
+    Raises:
+        SettingsError: the file is no model that ONNX Runtime can run.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # A spinning thread takes the core from the services beside it.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(
+            str(path), sess_options=options, providers=["CPUExecutionProvider"]
+        )
+    except _ERRORS as err:
+        raise SettingsError(f"ONNX Runtime cannot load {path}: {err}") from err
+    return OnnxRuntimeEngine(session)
+
+
+def _spec(node: ort.NodeArg) -> TensorSpec:
+    kind = node.type.removeprefix("tensor(").removesuffix(")")
+    dtype = _DTYPES.get(kind)
+    if dtype is None or dtype not in NUMPY_DTYPES:
+        raise SettingsError(f"tensor {node.name!r} is {node.type}, which the wire cannot carry")
+    shape = tuple(dim if isinstance(dim, int) else -1 for dim in node.shape or ())
+    return TensorSpec(node.name, dtype, shape)

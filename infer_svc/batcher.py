@@ -1,0 +1,199 @@
+"""Joins requests to batches: Triton's `dynamic_batching`, and no more than one partial batch."""
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from opentelemetry.trace import Link, Tracer
+
+from infer_svc.config import Batching, ModelConfig
+from infer_svc.lane import Batch, BatchResult, Lane
+from infer_svc.queue import Entry, RequestQueue, ShapeKey
+from mesh.errors import DeadlineExceeded, MeshError
+from mesh.item import Reply, Request, Timings
+from mesh.telemetry import (
+    BATCH_INDEX,
+    BATCH_ITEMS,
+    BATCH_ROWS,
+    LANE,
+    TARGET,
+    Attributes,
+    context_of,
+    epoch_ns,
+    is_sampled,
+    start_span,
+    trace_of,
+)
+from mesh.tensor import Tensors
+
+ESTIMATE_WEIGHT = 0.1
+"""Weight of the newest batch in the running estimate of a batch's time."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What may be run now."""
+
+    key: ShapeKey
+    rows: int
+    """At most so many."""
+
+
+class Batcher:
+    """The requests of one model and the lanes that run them. Lives in the event loop.
+
+    Args:
+        config: of the model.
+        lanes: free at first.
+        tracer: for batch spans; samples everything.
+    """
+
+    def __init__(self, config: ModelConfig, lanes: Sequence[Lane], tracer: Tracer) -> None:
+        self._config = config
+        self._batching = config.batching or Batching()
+        # Without dynamic_batching, each request is a batch of its own.
+        self._max_rows = config.max_rows if config.batching and config.max_rows else 1
+        self._goal = self._batching.preferred[-1] if self._batching.preferred else self._max_rows
+        self._idle = list(lanes)
+        self._queue = RequestQueue(self._batching)
+        self._tracer = tracer
+        self._partial = False
+        self._estimate = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def depth(self) -> int:
+        """Requests that wait."""
+        return len(self._queue)
+
+    async def run(self, request: Request, tensors: Tensors, key: ShapeKey, rows: int) -> Reply:
+        """Queue a request and return its outputs.
+
+        Args:
+            request: with its deadline.
+            tensors: its inputs, already compared with the model's.
+            key: shapes beyond the first axis; only equal ones share a batch.
+            rows: along the first axis.
+
+        Raises:
+            Overloaded: the queue policy's `max_queue_size` is reached.
+            DeadlineExceeded: its time or the queue policy's was over before it could start.
+            EngineError: its batch failed.
+        """
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._queue.push(Entry(request, tensors, key, rows, future))
+        self._dispatch()
+        return await future
+
+    def _dispatch(self) -> None:
+        """Give batches to free lanes as long as the rules allow."""
+        while self._idle and self._queue:
+            now = time.monotonic()
+            for late in self._queue.drop_late(now):
+                _refuse_late(late)
+            plan = self._plan(now)
+            if plan is None:
+                return
+            entries = self._queue.take(plan.key, plan.rows)
+            if entries:
+                self._start(entries, now)
+
+    def _plan(self, now: float) -> Plan | None:
+        """Return what to run now; None: wait for more rows, a lane or the delay."""
+        key = self._queue.next_key()
+        if key is None:
+            return None
+        rows = self._queue.rows(key)
+        if rows >= self._goal:
+            return Plan(key, self._goal)
+        if self._partial:
+            return None
+        reached = [size for size in self._batching.preferred if size <= rows]
+        if reached:
+            return Plan(key, reached[-1])
+        due = self._queue.due(key, self._batching.delay_s, self._estimate)
+        if due <= now:
+            return Plan(key, self._max_rows)
+        self._wake_at(due, now)
+        return None
+
+    def _start(self, entries: list[Entry], now: float) -> None:
+        lane = self._idle.pop()
+        rows = sum(entry.rows for entry in entries)
+        partial = rows < self._goal
+        self._partial = self._partial or partial
+        batch = Batch([entry.tensors for entry in entries], [entry.rows for entry in entries], now)
+        lane.submit(batch, lambda result: self._finish(lane, partial, entries, batch, result))
+
+    def _finish(
+        self, lane: Lane, partial: bool, entries: list[Entry], batch: Batch, result: BatchResult
+    ) -> None:
+        self._idle.append(lane)
+        if partial:
+            self._partial = False
+        took = result.run_s + result.around_s
+        self._estimate += ESTIMATE_WEIGHT * (took - self._estimate)
+        trace = self._trace_batch(lane, entries, batch, result)
+        for index, entry in enumerate(entries):
+            if entry.future.done():
+                continue  # the caller gave up
+            if result.error is not None:
+                entry.future.set_exception(result.error)
+                continue
+            timings = Timings(
+                batch.formed - entry.request.received, result.around_s, result.run_s,
+                sum(batch.rows), trace,
+            )  # fmt: skip
+            entry.future.set_result(Reply(result.payloads[index], timings=timings))
+        self._dispatch()
+
+    def _trace_batch(
+        self, lane: Lane, entries: list[Entry], batch: Batch, result: BatchResult
+    ) -> bytes:
+        """Write a span for the batch, a root with a link to each sampled member."""
+        links = [
+            Link(context_of(entry.request.trace), {BATCH_INDEX: index})
+            for index, entry in enumerate(entries)
+            if is_sampled(entry.request.trace)
+        ]
+        if not links:
+            return b""
+        attributes: Attributes = {
+            TARGET: self._config.name, LANE: lane.name,
+            BATCH_ITEMS: len(entries), BATCH_ROWS: sum(batch.rows),
+        }  # fmt: skip
+        span = start_span(
+            self._tracer, f"batch {self._config.name}", attributes=attributes, links=links,
+            started=batch.formed,
+        )  # fmt: skip
+        if result.error is not None:
+            span.record_exception(result.error)
+        span.end(epoch_ns(batch.formed + result.around_s + result.run_s))
+        return trace_of(span)
+
+    def _wake_at(self, due: float, now: float) -> None:
+        if math.isinf(due):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(max(0.0, due - now), self._dispatch)
+
+
+def _refuse_late(entry: Entry) -> None:
+    if entry.future.done():
+        return
+    try:
+        entry.request.check_deadline()
+    except MeshError as err:
+        entry.future.set_exception(err)
+        return
+    waited = time.monotonic() - entry.request.received
+    entry.future.set_exception(
+        DeadlineExceeded(
+            f"the queue policy of model {entry.request.target!r} ended the wait "
+            f"after {waited * 1e3:.0f} ms"
+        )
+    )

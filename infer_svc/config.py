@@ -1,0 +1,199 @@
+"""A model's config.pbtxt: Triton's ModelConfig, as far as it is used here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as triton
+
+from mesh.errors import SettingsError
+from mesh.tensor import NUMPY_DTYPES, TensorSpec
+
+MICRO = 1e-6
+_BACKEND_OF_PLATFORM = {
+    "onnxruntime_onnx": "onnxruntime",
+    "tensorrt_plan": "tensorrt",
+    "": "onnxruntime",
+}
+
+
+@dataclass(frozen=True)
+class QueuePolicy:
+    """What happens to a request that waits."""
+
+    timeout_s: float = 0.0
+    """Longest wait; 0: no limit."""
+    allow_override: bool = False
+    """Whether a request may bring a shorter limit of its own."""
+    reject: bool = True
+    """After the limit: rejected, or (False) served when nothing else waits."""
+    max_size: int = 0
+    """Requests that may wait; 0: no limit."""
+
+
+@dataclass(frozen=True)
+class Batching:
+    """Triton's `dynamic_batching`."""
+
+    preferred: tuple[int, ...] = ()
+    """Batch sizes, in rows, that are run as soon as they are reached."""
+    delay_s: float = 0.0
+    """Longest wait for more rows."""
+    levels: int = 0
+    """Priority levels; 1 is the most urgent; 0: no priorities."""
+    default_level: int = 0
+    """Level of a request that names none."""
+    default_policy: QueuePolicy = QueuePolicy()
+    """Policy of levels that have none of their own."""
+    policies: tuple[tuple[int, QueuePolicy], ...] = ()
+    """Policies by level."""
+
+    def policy(self, level: int) -> QueuePolicy:
+        """Return the queue policy of a level."""
+        return dict(self.policies).get(level, self.default_policy)
+
+
+@dataclass(frozen=True)
+class WarmupInput:
+    """One tensor of a warm-up request."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    """Without the batch dimension."""
+    random: bool
+    """Random values; False: zeros."""
+    file: str = ""
+    """Name of a file with raw values in the model's folder `warmup`."""
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """One warm-up request, run `count` times before the model is ready."""
+
+    name: str
+    rows: int
+    inputs: tuple[WarmupInput, ...]
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One model of the repository."""
+
+    name: str
+    backend: str
+    """One of `infer_svc.backends.BACKENDS`."""
+    filename: str
+    """Name of the model file in a version's folder."""
+    max_rows: int
+    """Largest batch; 0: the model has no batch dimension."""
+    inputs: tuple[TensorSpec, ...]
+    """Batch dimension included; empty: as the model file declares them."""
+    outputs: tuple[TensorSpec, ...]
+    """Batch dimension included; empty: as the model file declares them."""
+    lanes: int
+    """Batches that run at the same time: the sum of `instance_group` counts."""
+    batching: Batching | None
+    """None: each request runs alone."""
+    warmups: tuple[Warmup, ...]
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Read `config.pbtxt` of a model's folder; without one, defaults that need only the file.
+
+    Raises:
+        SettingsError: it cannot be parsed, or a value is not possible; the text names the field.
+    """
+    path = folder / "config.pbtxt"
+    message = triton.ModelConfig()
+    if path.exists():
+        try:
+            text_format.Parse(path.read_text(), message)
+        except (text_format.ParseError, UnicodeDecodeError) as err:
+            raise SettingsError(f"{path} is no ModelConfig: {err}") from err
+    if message.name not in ("", folder.name):
+        raise SettingsError(f"{path} names the model {message.name!r}, its folder {folder.name!r}")
+    try:
+        return _convert(message, folder.name)
+    except ValueError as err:
+        raise SettingsError(f"{path}: {err}") from err
+
+
+def _convert(message: triton.ModelConfig, name: str) -> ModelConfig:
+    backend = message.backend or _BACKEND_OF_PLATFORM.get(message.platform, message.platform)
+    if message.max_batch_size < 0:
+        raise ValueError(f"max_batch_size {message.max_batch_size} came, wanted 0 or more")
+    batched = message.max_batch_size > 0
+    return ModelConfig(
+        name=name,
+        backend=backend,
+        filename=message.default_model_filename
+        or ("model.plan" if backend == "tensorrt" else "model.onnx"),
+        max_rows=message.max_batch_size,
+        inputs=tuple(_spec(tensor, batched) for tensor in message.input),
+        outputs=tuple(_spec(tensor, batched) for tensor in message.output),
+        lanes=sum(group.count or 1 for group in message.instance_group) or 1,
+        batching=_batching(message) if message.HasField("dynamic_batching") else None,
+        warmups=tuple(_warmup(sample) for sample in message.model_warmup),
+    )
+
+
+def _spec(tensor: triton.ModelInput | triton.ModelOutput, batched: bool) -> TensorSpec:
+    batch = (-1,) if batched else ()
+    return TensorSpec(tensor.name, _dtype(tensor.data_type), (*batch, *tensor.dims))
+
+
+def _dtype(number: int) -> str:
+    name = str(triton.DataType.Name(number)).removeprefix("TYPE_").replace("STRING", "BYTES")
+    if name not in NUMPY_DTYPES:
+        raise ValueError(f"data_type TYPE_{name} came, wanted one of {sorted(NUMPY_DTYPES)}")
+    return name
+
+
+def _batching(message: triton.ModelConfig) -> Batching:
+    batching = message.dynamic_batching
+    sizes = tuple(sorted(batching.preferred_batch_size))
+    if sizes and not 0 < sizes[0] <= sizes[-1] <= message.max_batch_size:
+        raise ValueError(
+            f"preferred_batch_size {list(sizes)} came, wanted 1 to max_batch_size "
+            f"{message.max_batch_size}"
+        )
+    levels = batching.priority_levels
+    if levels and not 1 <= batching.default_priority_level <= levels:
+        raise ValueError(
+            f"default_priority_level {batching.default_priority_level} came, wanted 1 to {levels}"
+        )
+    return Batching(
+        preferred=sizes,
+        delay_s=batching.max_queue_delay_microseconds * MICRO,
+        levels=levels,
+        default_level=batching.default_priority_level,
+        default_policy=_policy(batching.default_queue_policy),
+        policies=tuple(
+            (level, _policy(policy)) for level, policy in batching.priority_queue_policy.items()
+        ),
+    )
+
+
+def _policy(policy: triton.ModelQueuePolicy) -> QueuePolicy:
+    return QueuePolicy(
+        timeout_s=policy.default_timeout_microseconds * MICRO,
+        allow_override=policy.allow_timeout_override,
+        reject=policy.timeout_action == triton.ModelQueuePolicy.REJECT,
+        max_size=policy.max_queue_size,
+    )
+
+
+def _warmup(sample: triton.ModelWarmup) -> Warmup:
+    inputs = tuple(
+        WarmupInput(
+            name=name,
+            dtype=_dtype(given.data_type),
+            shape=tuple(given.dims),
+            random=given.random_data,
+            file=given.input_data_file,
+        )
+        for name, given in sample.inputs.items()
+    )
+    return Warmup(sample.name, sample.batch_size or 1, inputs, sample.count or 1)

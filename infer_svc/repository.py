@@ -1,0 +1,152 @@
+"""The model repository: Triton's folder layout, one model per folder."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from infer_svc.backends import BACKENDS, Engine
+from infer_svc.config import ModelConfig, Warmup, WarmupInput, read_config
+from mesh.errors import SettingsError
+from mesh.tensor import NUMPY_DTYPES, Array, Tensors, TensorSpec
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model."""
+
+    config: ModelConfig
+    """Its inputs and outputs are filled in from the engine where the file had none."""
+    version: int
+    engine: Engine
+    folder: Path
+
+
+def model_folders(root: Path) -> list[Path]:
+    """Return the folders of a repository that hold a model; others may hold only a pipeline.
+
+    Raises:
+        SettingsError: the repository is no folder.
+    """
+    if not root.is_dir():
+        raise SettingsError(f"model repository {root} is no folder; give one with --models DIR")
+    return [
+        folder
+        for folder in sorted(root.iterdir())
+        if folder.is_dir() and ((folder / "config.pbtxt").exists() or _versions(folder))
+    ]
+
+
+def load_model(folder: Path, threads: int) -> Model:
+    """Load the newest version of a model.
+
+    Args:
+        folder: of the model.
+        threads: CPU threads that one run may use.
+
+    Raises:
+        SettingsError: config, version or model file is missing, broken, or they do not fit
+            together; the text says which.
+    """
+    config = read_config(folder)
+    loader = BACKENDS.get(config.backend)
+    if loader is None:
+        raise SettingsError(
+            f"model {config.name!r} wants the backend {config.backend!r}, "
+            f"this machine has {sorted(BACKENDS)}"
+        )
+    versions = _versions(folder)
+    if not versions:
+        raise SettingsError(f"model {config.name!r} has no version: a folder {folder / '1'} …")
+    path = folder / str(versions[-1]) / config.filename
+    if not path.exists():
+        raise SettingsError(f"model {config.name!r} has no file {path}")
+    engine = loader(path, threads)
+    config = replace(
+        config,
+        inputs=_agree(config, "input", config.inputs, engine.inputs),
+        outputs=_agree(config, "output", config.outputs, engine.outputs),
+    )
+    return Model(config, versions[-1], engine, folder)
+
+
+def warmup_inputs(model: Model) -> list[tuple[Tensors, int]]:
+    """Return the warm-up requests of a model and how often each is run.
+
+    Without any in the config: one row of zeros, where every size is known.
+
+    Raises:
+        SettingsError: a warm-up input does not fit the model.
+    """
+    config = model.config
+    if config.warmups:
+        return [(_warmup_tensors(model, warmup), warmup.count) for warmup in config.warmups]
+    if any(-1 in spec.shape[1:] for spec in config.inputs):
+        return []
+    zeros = {spec.name: np.zeros(_one(spec), NUMPY_DTYPES[spec.dtype]) for spec in config.inputs}
+    return [(zeros, 1)]
+
+
+def _versions(folder: Path) -> list[int]:
+    return sorted(
+        int(child.name) for child in folder.iterdir() if child.is_dir() and child.name.isdigit()
+    )
+
+
+def _agree(
+    config: ModelConfig, kind: str, given: tuple[TensorSpec, ...], real: tuple[TensorSpec, ...]
+) -> tuple[TensorSpec, ...]:
+    """Return the configured tensors, compared with the engine's; the engine's if there are none."""
+    if config.max_rows:
+        for spec in real:
+            if not spec.shape or spec.shape[0] != -1:
+                raise SettingsError(
+                    f"model {config.name!r} has max_batch_size {config.max_rows}, but {kind} "
+                    f"{spec} has no batch dimension of any size; set max_batch_size to 0"
+                )
+    by_name = {spec.name: spec for spec in real}
+    for spec in given:
+        found = by_name.get(spec.name)
+        if found is None or not spec.fits(found):
+            raise SettingsError(
+                f"model {config.name!r}: config.pbtxt has the {kind} {spec}, "
+                f"the model file has {[str(s) for s in real]}"
+            )
+    missing = by_name.keys() - {spec.name for spec in given}
+    if given and missing and kind == "input":
+        raise SettingsError(f"model {config.name!r}: config.pbtxt lacks the inputs {missing}")
+    return given or real
+
+
+def _one(spec: TensorSpec) -> tuple[int, ...]:
+    return tuple(1 if dim == -1 else dim for dim in spec.shape)
+
+
+def _warmup_tensors(model: Model, warmup: Warmup) -> Tensors:
+    specs = {spec.name: spec for spec in model.config.inputs}
+    tensors: Tensors = {}
+    for given in warmup.inputs:
+        spec = specs.get(given.name)
+        if spec is None:
+            raise SettingsError(
+                f"model {model.config.name!r}: warm-up {warmup.name!r} names the input "
+                f"{given.name!r}, the model has {sorted(specs)}"
+            )
+        rows = (warmup.rows,) if model.config.max_rows else ()
+        tensors[given.name] = _warmup_values(model, given, (*rows, *given.shape))
+    return tensors
+
+
+def _warmup_values(model: Model, given: WarmupInput, shape: tuple[int, ...]) -> Array:
+    dtype = NUMPY_DTYPES[given.dtype]
+    if given.file:
+        path = model.folder / "warmup" / given.file
+        try:
+            one_row = shape[1:] if model.config.max_rows else shape
+            return np.broadcast_to(np.fromfile(path, dtype).reshape(one_row), shape).copy()
+        except (OSError, ValueError) as err:
+            raise SettingsError(f"warm-up file {path} cannot be used: {err}") from err
+    if given.random and given.dtype != "BYTES":
+        random = np.random.default_rng(0).random(shape)
+        return (random * (1 if dtype.kind == "f" else 100)).astype(dtype)
+    return np.full(shape, b"", object) if given.dtype == "BYTES" else np.zeros(shape, dtype)

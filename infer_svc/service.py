@@ -1,0 +1,143 @@
+"""The handler of the infer stage: finds the model, checks tensors, queues them for a batch."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from opentelemetry.trace import Tracer
+
+from infer_svc.batcher import Batcher
+from infer_svc.lane import Batch, Lane
+from infer_svc.repository import Model, load_model, model_folders, warmup_inputs
+from mesh.errors import InvalidInput, MeshError, NotFound, Refused
+from mesh.item import Reply, Request
+from mesh.status import to_status
+from mesh.tensor import Tensors, check_tensors, unpack
+from protos.mesh.v1.stage_pb2 import Target, TargetSpec
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model and what runs it."""
+
+    model: Model
+    batcher: Batcher
+    lanes: tuple[Lane, ...]
+
+
+class InferHandler:
+    """Every model of the repository, as one handler.
+
+    Args:
+        root: the model repository.
+        threads: CPU threads that one run may use.
+        tracer: for batch spans; samples everything.
+    """
+
+    def __init__(self, root: Path, threads: int, tracer: Tracer) -> None:
+        self._root = root
+        self._threads = threads
+        self._tracer = tracer
+        self._served: dict[str, Served] = {}
+        self._broken: dict[str, MeshError] = {}
+
+    async def load(self) -> None:
+        """Load and warm up every model; one that cannot be is named and refused, others serve.
+
+        Raises:
+            SettingsError: there is no repository.
+        """
+        for folder in model_folders(self._root):
+            started = time.monotonic()
+            try:
+                served = await asyncio.to_thread(self._load, folder, asyncio.get_running_loop())
+            except MeshError as err:
+                self._broken[folder.name] = Refused(str(err))
+                log.error("model refused", extra={"model": folder.name, "error": str(err)})
+                continue
+            self._served[folder.name] = served
+            fields = {
+                "model": folder.name, "version": served.model.version,
+                "lanes": len(served.lanes), "s": round(time.monotonic() - started, 3),
+            }  # fmt: skip
+            log.info("model ready", extra=fields)
+
+    async def __call__(self, request: Request) -> Reply:
+        """Run one request; a handler as in `mesh.item`."""
+        served = self._find(request.target)
+        tensors = unpack(request.payload)
+        config = served.model.config
+        check_tensors(tensors, config.inputs)
+        rows = _rows(tensors, config.max_rows, config.name)
+        skip = 1 if config.max_rows else 0
+        key = tuple(tensors[spec.name].shape[skip:] for spec in config.inputs)
+        return await served.batcher.run(request, tensors, key, rows)
+
+    def describe(self, targets: Iterable[Target]) -> list[TargetSpec]:
+        """Return what each model takes and makes; no targets: every model."""
+        names = [target.name for target in targets] or sorted({*self._served, *self._broken})
+        return [self._describe(name) for name in names]
+
+    def close(self) -> None:
+        """Let the lanes finish and end their threads."""
+        for served in self._served.values():
+            for lane in served.lanes:
+                lane.close()
+
+    def _find(self, name: str) -> Served:
+        served = self._served.get(name)
+        if served is not None:
+            return served
+        if name in self._broken:
+            raise self._broken[name]
+        raise NotFound(f"model {name!r} is not in the repository; there are {sorted(self._served)}")
+
+    def _load(self, folder: Path, loop: asyncio.AbstractEventLoop) -> Served:
+        model = load_model(folder, self._threads)
+        name = model.config.name
+        lanes = tuple(
+            Lane(f"{name}-{index}", model.engine.open(), loop)
+            for index in range(model.config.lanes)
+        )
+        for tensors, count in warmup_inputs(model):
+            check_tensors(tensors, model.config.inputs)
+            rows = _rows(tensors, model.config.max_rows, name)
+            for lane in lanes:
+                for _ in range(count):
+                    result = lane.run(Batch([tensors], [rows]))
+                    if result.error is not None:
+                        raise result.error
+        return Served(model, Batcher(model.config, lanes, self._tracer), lanes)
+
+    def _describe(self, name: str) -> TargetSpec:
+        spec = TargetSpec(name=name)
+        try:
+            served = self._find(name)
+        except MeshError as err:
+            spec.status.CopyFrom(to_status(err))
+            return spec
+        config = served.model.config
+        spec.version = str(served.model.version)
+        spec.inputs.extend(tensor.to_proto() for tensor in config.inputs)
+        spec.outputs.extend(tensor.to_proto() for tensor in config.outputs)
+        spec.output_bytes = sum(tensor.row_bytes() for tensor in config.outputs)
+        return spec
+
+
+def _rows(tensors: Tensors, max_rows: int, name: str) -> int:
+    """Return the rows along the first axis; 1 for a model without a batch dimension."""
+    if not max_rows:
+        return 1
+    counts = {key: len(array) for key, array in tensors.items()}
+    rows = next(iter(counts.values()))
+    if set(counts.values()) != {rows} or not 1 <= rows <= max_rows:
+        raise InvalidInput(
+            f"rows {counts} came for model {name!r}, wanted the same number for each tensor, "
+            f"1 to {max_rows}"
+        )
+    return rows

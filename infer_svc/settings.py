@@ -1,0 +1,24 @@
+"""Settings of infer_svc, from variables that begin with `INFER_`."""
+
+import os
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from mesh.settings import ServiceSettings
+
+
+class InferSettings(ServiceSettings):
+    """What infer_svc can be told."""
+
+    model_config = SettingsConfigDict(env_prefix="INFER_", frozen=True)
+
+    bind: str = "127.0.0.1:8012"
+    cpu_threads: int = Field(max(1, (os.cpu_count() or 1) // 2), ge=1)
+    """CPU threads of one run of ONNX Runtime; the other half is for the CPU services."""
+    max_items: int = Field(1024, ge=1)
+    """Items waiting or running; more are sent back to be done elsewhere."""
+    max_mbytes: int = Field(512, ge=1)
+    """Megabytes of items waiting or running that all clients' grants add up to."""
+    max_age_s: float = Field(float("inf"), gt=0)
+    """A client's stream older than this moves to a new one, so that new replicas get traffic."""

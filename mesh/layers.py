@@ -1,0 +1,127 @@
+"""Concerns that wrap every handler: tracing, then logging, then errors, then the work."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from opentelemetry.trace import Link, SpanKind, Tracer
+
+from mesh.item import Handler, Layer, Reply, Request, Timings
+from mesh.status import SERVER_FAULTS, code_from_number, public, to_status
+from mesh.telemetry import (
+    BATCH_ROWS,
+    context_of,
+    end_rpc_span,
+    epoch_ns,
+    is_sampled,
+    rpc_attributes,
+    start_span,
+    trace_of,
+)
+
+log = logging.getLogger(__name__)
+
+
+def stack(handler: Handler, layers: Sequence[Layer]) -> Handler:
+    """Return a handler wrapped in layers, the outermost first in the list."""
+    for layer in reversed(layers):
+        handler = layer(handler)
+    return handler
+
+
+def standard_layers(tracer: Tracer, method: str) -> list[Layer]:
+    """Return the layers of every service, outermost first.
+
+    Errors become a status innermost, so that the span and the log line see the code that the
+    caller gets.
+    """
+    return [tracing(tracer, method), logging_failures(method), errors]
+
+
+def tracing(tracer: Tracer, method: str) -> Layer:
+    """Make a SERVER span of each sampled request, with a child for each timing it reports.
+
+    Args:
+        tracer: of the process.
+        method: full name, as `mesh.v1.Infer/Run`.
+    """
+
+    def layer(handler: Handler) -> Handler:
+        async def traced(request: Request) -> Reply:
+            if not is_sampled(request.trace):
+                return await handler(request)
+            span = start_span(
+                tracer, method, request.trace, SpanKind.SERVER,
+                attributes=rpc_attributes(method, request.target), started=request.received,
+            )  # fmt: skip
+            request.trace = trace_of(span)
+            try:
+                reply = await handler(request)
+            except asyncio.CancelledError:
+                end_rpc_span(span, 1, "the caller gave up")
+                raise
+            if reply.timings is not None:
+                _span_timings(tracer, request, reply.timings)
+            status = reply.status
+            end_rpc_span(span, status.code if status else 0, status.message if status else "")
+            return reply
+
+        return traced
+
+    return layer
+
+
+def logging_failures(method: str) -> Layer:
+    """Log one line for each request that failed; a server's fault is a warning."""
+
+    def layer(handler: Handler) -> Handler:
+        async def logged(request: Request) -> Reply:
+            reply = await handler(request)
+            if reply.status is not None:
+                code = code_from_number(reply.status.code)
+                level = logging.WARNING if code in SERVER_FAULTS else logging.INFO
+                fields = {
+                    "method": method, "target": request.target, "code": code.name,
+                    "error": reply.status.message, "trace_id": request.trace[:16].hex(),
+                }  # fmt: skip
+                log.log(level, "request failed", extra=fields)
+            return reply
+
+        return logged
+
+    return layer
+
+
+def errors(handler: Handler) -> Handler:
+    """Turn every error into a status; the one place that catches all."""
+
+    async def mapped(request: Request) -> Reply:
+        try:
+            return await handler(request)
+        except Exception as err:  # the boundary
+            if public(err) is not err:
+                log.exception("unexpected error", extra={"target": request.target})
+            return Reply(status=to_status(err))
+
+    return mapped
+
+
+def _span_timings(tracer: Tracer, request: Request, timings: Timings) -> None:
+    at = request.received
+    for name, seconds in (
+        ("queue", timings.queue),
+        ("batch", timings.batch),
+        ("run", timings.run),
+    ):
+        if not seconds:
+            continue
+        links = []
+        attributes: dict[str, int] = {}
+        if name == "run" and timings.batch_rows:
+            attributes[BATCH_ROWS] = timings.batch_rows
+            links = [Link(context_of(timings.batch_trace))] if timings.batch_trace else []
+        span = start_span(
+            tracer, name, request.trace, attributes=attributes, links=links, started=at
+        )
+        at += seconds
+        span.end(epoch_ns(at))

@@ -1,0 +1,132 @@
+"""Runs the ops of preprocess_svc and postprocess_svc in threads, fairly and within deadlines."""
+
+import asyncio
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from mesh.errors import MeshError
+from mesh.fair_queue import FairQueue
+from mesh.item import Reply, Request, Timings
+from mesh.op import Op, make_op
+from mesh.status import to_status
+from mesh.tensor import check_tensors, pack, unpack
+from protos.mesh.v1.stage_pb2 import Target, TargetSpec
+
+MAX_OPS = 256
+"""Ops with their parameters that are kept ready; the one not used for longest goes first."""
+
+Job = tuple[Request, asyncio.Future[Reply]]
+
+
+class OpHost:
+    """The handler of a CPU stage.
+
+    Args:
+        table: ops by name.
+        root: the model repository.
+        threads: that run ops at a time.
+    """
+
+    def __init__(self, table: Mapping[str, type[Op]], root: Path, threads: int) -> None:
+        self._table = table
+        self._root = root
+        self._ops: OrderedDict[tuple[str, bytes], Op] = OrderedDict()
+        self._ops_lock = threading.Lock()
+        self._queue: FairQueue[Job] = FairQueue()
+        self._ready = threading.Condition()
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"op-{index}", daemon=True)
+            for index in range(threads)
+        ]
+
+    def __enter__(self) -> "OpHost":
+        self._loop = asyncio.get_running_loop()
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._ready:
+            self._closed = True
+            self._ready.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    async def __call__(self, request: Request) -> Reply:
+        """Queue a request for a thread; a handler as in `mesh.item`."""
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        with self._ready:
+            self._queue.push(request.client, (request, future))
+            self._ready.notify()
+        return await future
+
+    def describe(self, targets: Iterable[Target]) -> list[TargetSpec]:
+        """Return what each op with its parameters takes and makes; no targets: every op's name."""
+        targets = list(targets)
+        if not targets:
+            return [TargetSpec(name=name) for name in sorted(self._table)]
+        return [self._describe(target) for target in targets]
+
+    def _describe(self, target: Target) -> TargetSpec:
+        spec = TargetSpec(name=target.name)
+        try:
+            op = self._op(target.name, target.parameters)
+        except MeshError as err:
+            spec.status.CopyFrom(to_status(err))
+            return spec
+        spec.output_bytes = sum(tensor.row_bytes() for tensor in op.outputs)
+        spec.inputs.extend(tensor.to_proto() for tensor in op.inputs)
+        spec.outputs.extend(tensor.to_proto() for tensor in op.outputs)
+        return spec
+
+    def _op(self, name: str, parameters: bytes) -> Op:
+        key = (name, parameters)
+        with self._ops_lock:
+            op = self._ops.get(key)
+            if op is None:
+                op = self._ops[key] = make_op(self._table, name, parameters, self._root)
+                if len(self._ops) > MAX_OPS:
+                    self._ops.popitem(last=False)
+            else:
+                self._ops.move_to_end(key)
+            return op
+
+    def _work(self) -> None:
+        while True:
+            with self._ready:
+                while not self._queue and not self._closed:
+                    self._ready.wait()
+                if self._closed:
+                    return
+                request, future = self._queue.pop()
+            if future.done():
+                continue  # the caller gave up
+            try:
+                result: Reply | BaseException = self._run(request)
+            except Exception as err:  # noqa: BLE001 the boundary; the errors layer logs it
+                result = err
+            self._loop.call_soon_threadsafe(_settle, future, result)
+
+    def _run(self, request: Request) -> Reply:
+        request.check_deadline()
+        started = time.monotonic()
+        op = self._op(request.target, request.parameters)
+        tensors = unpack(request.payload)
+        check_tensors(tensors, op.inputs)
+        outcome = op(tensors, unpack(request.context))
+        reply = Reply(pack(outcome.tensors), pack(outcome.context))
+        reply.timings = Timings(started - request.received, 0.0, time.monotonic() - started)
+        return reply
+
+
+def _settle(future: asyncio.Future[Reply], result: Reply | BaseException) -> None:
+    if future.done():
+        return
+    if isinstance(result, BaseException):
+        future.set_exception(result)
+    else:
+        future.set_result(result)

@@ -1,0 +1,93 @@
+"""What the processes of the three stages have in common: `Run`, `Describe`, a life cycle."""
+
+from collections.abc import Awaitable, Callable, Iterable
+
+import grpc
+
+import mesh
+from mesh.errors import MeshError
+from mesh.host import Host, serve_metrics
+from mesh.item import Handler
+from mesh.layers import stack, standard_layers
+from mesh.server import Limits, StageServer
+from mesh.settings import ServiceSettings
+from mesh.status import abort
+from mesh.telemetry import Tracing
+from protos.mesh.v1.stage_pb2 import (
+    DescribeRequest,
+    DescribeResponse,
+    Envelope,
+    Target,
+    TargetSpec,
+)
+
+Describe = Callable[[Iterable[Target]], Iterable[TargetSpec]]
+
+
+class Stage:
+    """One replica of a stage as a gRPC service.
+
+    Args:
+        name: full name of the service, as `mesh.v1.Infer`.
+        settings: where it listens and how long it drains.
+        handler: does the work of one item.
+        describe: tells what targets take and make.
+        tracing: of the process.
+        limits: bounds of the replica.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: ServiceSettings,
+        handler: Handler,
+        describe: Describe,
+        tracing: Tracing,
+        limits: Limits,
+    ) -> None:
+        self._name = name
+        self._settings = settings
+        self._describe = describe
+        layers = standard_layers(tracing.tracer, f"{name}/Run")
+        self._server = StageServer(stack(handler, layers), limits)
+        self.host = Host(settings.bind)
+        self.host.add(name, {
+            "Run": grpc.stream_stream_rpc_method_handler(
+                self._server.run, Envelope.FromString, Envelope.SerializeToString
+            ),
+            "Describe": grpc.unary_unary_rpc_method_handler(
+                self._on_describe, DescribeRequest.FromString, DescribeResponse.SerializeToString
+            ),
+        })  # fmt: skip
+
+    async def serve(self, prepare: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Listen, prepare, turn SERVING, and work until a signal comes.
+
+        Args:
+            prepare: load and warm up; nothing is SERVING before it returns.
+        """
+        serve_metrics(self._settings.metrics_port)
+        await self.host.start()
+        if prepare is not None:
+            await prepare()
+        self._server.open()
+        for service in ("", self._name):
+            await self.host.set_health(service, True)
+        await self.host.wait_for_signal()
+        await self.host.stop(lambda: self._server.drain(self._settings.drain_s))
+
+    async def _on_describe(
+        self,
+        request: DescribeRequest,
+        context: grpc.aio.ServicerContext[DescribeRequest, DescribeResponse],
+    ) -> DescribeResponse:
+        try:
+            specs = self._describe(request.targets)
+        except MeshError as err:
+            await abort(context, err)
+        return DescribeResponse(
+            wire_version=mesh.WIRE_VERSION,
+            service=self._name,
+            version=mesh.__version__,
+            targets=specs,
+        )

@@ -1,0 +1,172 @@
+"""Spans for sampled items, after OpenTelemetry's conventions for RPC (v1.44)."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import grpc
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    Tracer,
+    set_span_in_context,
+)
+
+import mesh
+from mesh.settings import TelemetrySettings
+from mesh.status import SERVER_FAULTS, code_from_number
+
+MAX_LINKS = 1024
+"""A batch span links to every member; the SDK keeps 128 unless told otherwise."""
+
+EXPORT_EVERY_MS = 500
+"""So that a trace can be looked at right after its request."""
+
+TARGET = "mesh.target"
+ATTEMPT = "mesh.attempt"
+BATCH_ROWS = "mesh.batch.rows"
+BATCH_ITEMS = "mesh.batch.items"
+BATCH_INDEX = "mesh.batch.index"
+LANE = "mesh.lane"
+PIPELINE = "mesh.pipeline"
+
+Attributes = Mapping[str, str | int | float | bool]
+
+
+@dataclass(frozen=True)
+class Tracing:
+    """Makes and exports the spans of a process."""
+
+    tracer: Tracer
+    """Samples as `OTEL_TRACES_SAMPLER` says."""
+    sampled: Tracer
+    """Samples everything: for spans whose reason to be was sampled already, as a batch's is."""
+    shutdown: Callable[[], None]
+    """Exports what is left."""
+
+
+def configure(
+    service: str, settings: TelemetrySettings, exporter: SpanExporter | None = None
+) -> Tracing:
+    """Set up the tracing of a process; sampler and exporter as the `OTEL_*` variables say.
+
+    Args:
+        service: `service.name` where `OTEL_SERVICE_NAME` is not set.
+        settings: the `OTEL_*` variables that the SDK does not read by itself.
+        exporter: used where no OTLP endpoint is configured; None: nothing is exported then.
+    """
+    attributes = {"service.namespace": "trtmesh", "service.version": mesh.__version__}
+    if not settings.service_name:
+        attributes["service.name"] = service
+    limits = SpanLimits() if settings.span_link_count_limit else SpanLimits(max_links=MAX_LINKS)
+    resource = Resource.create(attributes)
+    provider = TracerProvider(resource=resource, span_limits=limits)
+    sampled = TracerProvider(ALWAYS_ON, resource, span_limits=limits)
+    if settings.exports:
+        exporter = OTLPSpanExporter()
+    if exporter is not None:
+        processor = BatchSpanProcessor(exporter, schedule_delay_millis=EXPORT_EVERY_MS)
+        provider.add_span_processor(processor)
+        sampled.add_span_processor(processor)
+    return Tracing(provider.get_tracer("trtmesh"), sampled.get_tracer("trtmesh"), provider.shutdown)
+
+
+def is_sampled(trace: bytes) -> bool:
+    """Tell whether a binary trace context asks for spans."""
+    return len(trace) == 25 and trace[24] & 1 == 1
+
+
+def trace_of(span: Span) -> bytes:
+    """Return the binary trace context that makes others children of a span."""
+    context = span.get_span_context()
+    flags = int(context.trace_flags).to_bytes(1, "big")
+    return context.trace_id.to_bytes(16, "big") + context.span_id.to_bytes(8, "big") + flags
+
+
+def context_of(trace: bytes) -> SpanContext:
+    """Return the span context of a binary trace context of 25 bytes."""
+    return SpanContext(
+        int.from_bytes(trace[:16], "big"), int.from_bytes(trace[16:24], "big"), True,
+        TraceFlags(trace[24]),
+    )  # fmt: skip
+
+
+def from_traceparent(header: str) -> bytes:
+    """Return the binary form of a W3C `traceparent` header; empty when it is none."""
+    parts = header.split("-")
+    if len(parts) < 4 or [len(part) for part in parts[:4]] != [2, 32, 16, 2]:
+        return b""
+    try:
+        binary = bytes.fromhex("".join(parts[1:4]))
+    except ValueError:
+        return b""
+    return binary if any(binary[:16]) and any(binary[16:24]) else b""
+
+
+def to_traceparent(trace: bytes) -> str:
+    """Return the W3C `traceparent` header of a binary trace context of 25 bytes."""
+    return f"00-{trace[:16].hex()}-{trace[16:24].hex()}-{trace[24:].hex()}"
+
+
+def start_span(
+    tracer: Tracer,
+    name: str,
+    trace: bytes = b"",
+    kind: SpanKind = SpanKind.INTERNAL,
+    *,
+    attributes: Attributes | None = None,
+    links: Sequence[Link] = (),
+    started: float | None = None,
+) -> Span:
+    """Start a span; a caller that knows its item is not sampled does not come here.
+
+    Args:
+        tracer: of the process.
+        name: of the span.
+        trace: binary context of the parent; empty: the span is a root, and the sampler decides.
+        kind: role of the span.
+        attributes: set at the start, where a sampler sees them.
+        links: to spans of other traces.
+        started: on the clock of `time.monotonic`; None: now.
+    """
+    parent = set_span_in_context(NonRecordingSpan(context_of(trace))) if trace else None
+    return tracer.start_span(
+        name,
+        context=parent,
+        kind=kind,
+        attributes=dict(attributes or {}),
+        links=links,
+        start_time=None if started is None else epoch_ns(started),
+    )
+
+
+def rpc_attributes(method: str, target: str) -> dict[str, str]:
+    """Return the attributes that CLIENT and SERVER spans of a method share."""
+    return {"rpc.system.name": "grpc", "rpc.method": method, TARGET: target}
+
+
+def end_rpc_span(span: Span, code: int, message: str = "") -> None:
+    """End a CLIENT or SERVER span with the number of a gRPC status code."""
+    status = code_from_number(code)
+    span.set_attribute("rpc.status_code", status.name)
+    kind = getattr(span, "kind", SpanKind.INTERNAL)
+    if status in SERVER_FAULTS or (kind is SpanKind.CLIENT and status is not grpc.StatusCode.OK):
+        span.set_attribute("error.type", status.name)
+        span.set_status(Status(StatusCode.ERROR, message))
+    span.end()
+
+
+def epoch_ns(moment: float) -> int:
+    """Return nanoseconds since 1970 for a moment on the clock of `time.monotonic`."""
+    return time.time_ns() - int((time.monotonic() - moment) * 1e9)

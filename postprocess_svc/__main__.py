@@ -1,0 +1,30 @@
+"""`python -m postprocess_svc`: one replica of the postprocess stage."""
+
+import cv2
+
+from mesh import log, telemetry
+from mesh.host import run_process
+from mesh.op_host import OpHost
+from mesh.server import Limits
+from mesh.settings import TelemetrySettings, load
+from mesh.stage import Stage
+from postprocess_svc.ops import OPS
+from postprocess_svc.settings import PostprocessSettings
+
+
+async def main() -> None:
+    """Wire settings, ops and server together, and serve."""
+    log.configure("postprocess", "INFO")
+    settings = load(PostprocessSettings)
+    log.configure("postprocess", settings.log_level)
+    cv2.setNumThreads(1)
+    tracing = telemetry.configure("postprocess", load(TelemetrySettings))
+    limits = Limits(max_items=settings.max_items, max_age_s=settings.max_age_s)
+    with OpHost(OPS, settings.models, settings.threads) as ops:
+        stage = Stage("mesh.v1.Postprocess", settings, ops, ops.describe, tracing, limits)
+        await stage.serve()
+    tracing.shutdown()
+
+
+if __name__ == "__main__":
+    run_process(main)
