@@ -1,6 +1,7 @@
 """Calls a stage: chooses a replica, spends its credits, retries what is safe to retry."""
 
 import asyncio
+import itertools
 import logging
 import math
 import random
@@ -11,8 +12,10 @@ from dataclasses import dataclass
 from types import TracebackType
 
 import grpc
+from opentelemetry.trace import SpanKind, Tracer
 
 from mesh.errors import (
+    Cancelled,
     DeadlineExceeded,
     MeshError,
     Overloaded,
@@ -23,8 +26,17 @@ from mesh.fair_queue import FairQueue
 from mesh.item import Reply, Request
 from mesh.link import CHANNEL_OPTIONS, Link
 from mesh.resolver import resolve
-from mesh.status import from_rpc_error
-from protos.mesh.v1.stage_pb2 import DescribeRequest, DescribeResponse, Target
+from mesh.status import from_rpc_error, to_status
+from mesh.telemetry import (
+    ATTEMPT,
+    Attributes,
+    end_rpc_span,
+    is_sampled,
+    rpc_attributes,
+    start_span,
+    trace_of,
+)
+from protos.mesh.v1.stage_pb2 import DescribeRequest, DescribeResponse, Status, Target
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +91,7 @@ class StageClient:
         targets: as `mesh.resolver.resolve` takes them.
         method: its streaming method.
         limits: bounds of waiting and retrying.
+        tracer: makes a CLIENT span of each attempt of a sampled request; None: no spans.
     """
 
     def __init__(
@@ -87,12 +100,14 @@ class StageClient:
         targets: str,
         method: str = "Run",
         limits: ClientLimits = ClientLimits(),
+        tracer: Tracer | None = None,
     ) -> None:
         self.stage = stage
         self.retries = 0
         self._targets = targets
         self._method = f"/{stage}/{method}"
         self._limits = limits
+        self._tracer = tracer
         self._links: list[Link] = []
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._waiting: FairQueue[tuple[int, asyncio.Future[Lease]]] = FairQueue()
@@ -202,14 +217,14 @@ class StageClient:
         self._budget = min(self._limits.retry_burst, self._budget + self._limits.retry_ratio)
         free = True
         size = len(request.payload)
-        while True:
+        for attempt in itertools.count():
             if lease is None or not lease.link.open:
                 if lease is not None:
                     lease.release()
                 lease = await self.reserve(size, request.deadline, request.client)
             link = lease.link
             try:
-                reply = await link.send(request, more)
+                reply = await self._send(link, request, attempt, more)
                 if reply.status is None:
                     link.failures = 0
                     return reply
@@ -227,6 +242,7 @@ class StageClient:
             log.info("retry", extra={"stage": self.stage, "replica": link.address})
             if isinstance(error, ReplicaFull):
                 await asyncio.sleep(random.uniform(0.001, 0.005))
+        raise AssertionError("not reached: the attempts have no end")
 
     def wake(self) -> None:
         """Give credit that became free to those who wait."""
@@ -240,6 +256,30 @@ class StageClient:
                 return
             self._waiting.pop()
             future.set_result(Lease(self, link, size))
+
+    async def _send(
+        self, link: Link, request: Request, attempt: int, more: Callable[[Reply], None] | None
+    ) -> Reply:
+        """Send an item, with a CLIENT span around it when its trace is sampled."""
+        if self._tracer is None or not is_sampled(request.trace):
+            return await link.send(request, request.trace, more)
+        attributes: Attributes = {
+            **rpc_attributes(self._method[1:], request.target),
+            "server.address": link.address, ATTEMPT: attempt,
+        }  # fmt: skip
+        span = start_span(
+            self._tracer, self._method[1:], request.trace, SpanKind.CLIENT, attributes=attributes
+        )
+        status = to_status(Cancelled("the caller gave up"))
+        try:
+            reply = await link.send(request, trace_of(span), more)
+            status = reply.status or Status()
+            return reply
+        except MeshError as err:
+            status = to_status(err)
+            raise
+        finally:
+            end_rpc_span(span, status.code, status.message)
 
     def _may_repeat(self, error: MeshError | None, link: Link) -> bool:
         if isinstance(error, ReplicaFull):

@@ -85,12 +85,17 @@ class Host:
             loop.add_signal_handler(number, self._on_signal)
         await self._stop.wait()
 
-    async def stop(self, drain: Callable[[], Awaitable[None]]) -> None:
-        """Turn NOT_SERVING, finish what is under way, and stop."""
+    async def stop(self, drain: Callable[[], Awaitable[None]], grace_s: float) -> None:
+        """Turn NOT_SERVING, finish what is under way, and stop.
+
+        Args:
+            drain: finishes the streams.
+            grace_s: seconds for unary calls after that.
+        """
         await self._health.enter_graceful_shutdown()
         log.info("draining")
         await drain()
-        await self.server.stop(0.5)
+        await self.server.stop(grace_s)
         if self._bind.startswith("unix:"):
             _unlink(self._bind.removeprefix("unix:"))
         log.info("stopped")

@@ -41,6 +41,8 @@ def standard_layers(tracer: Tracer, method: str) -> list[Layer]:
 def tracing(tracer: Tracer, method: str) -> Layer:
     """Make a SERVER span of each sampled request, with a child for each timing it reports.
 
+    A request that comes without a trace context begins a trace, and the sampler decides.
+
     Args:
         tracer: of the process.
         method: full name, as `mesh.v1.Infer/Run`.
@@ -48,13 +50,15 @@ def tracing(tracer: Tracer, method: str) -> Layer:
 
     def layer(handler: Handler) -> Handler:
         async def traced(request: Request) -> Reply:
-            if not is_sampled(request.trace):
+            if request.trace and not is_sampled(request.trace):
                 return await handler(request)
             span = start_span(
                 tracer, method, request.trace, SpanKind.SERVER,
                 attributes=rpc_attributes(method, request.target), started=request.received,
             )  # fmt: skip
             request.trace = trace_of(span)
+            if not span.is_recording():
+                return await handler(request)
             try:
                 reply = await handler(request)
             except asyncio.CancelledError:

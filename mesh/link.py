@@ -105,8 +105,15 @@ class Link:
             return self.items
         return max(self.items, self._grant.queue_depth + self._sent_since)
 
-    async def send(self, request: Request, more: Callable[[Reply], None] | None = None) -> Reply:
+    async def send(
+        self, request: Request, trace: bytes, more: Callable[[Reply], None] | None = None
+    ) -> Reply:
         """Send one item and wait for its last reply.
+
+        Args:
+            request: the item.
+            trace: binary trace context, in place of the request's own.
+            more: called with each reply before the last one.
 
         Raises:
             StageUnavailable: the link is or went down.
@@ -120,7 +127,7 @@ class Link:
         self._next_id = key + 1
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Reply] = loop.create_future()
-        _put(outbox, key, request)
+        _put(outbox, key, request, trace)
         self._pending[key] = _Pending(future, request.deadline, more)
         self._sent_since += 1
         if self._sweeper is None and request.deadline != math.inf:
@@ -289,7 +296,7 @@ def _hello(session: str, *, control: bool) -> Envelope:
     return Envelope(hello=Hello(session=session, control=control, wire_version=WIRE_VERSION))
 
 
-def _put(outbox: Outbox, key: int, request: Request) -> None:
+def _put(outbox: Outbox, key: int, request: Request, trace: bytes) -> None:
     size = len(request.payload) + len(request.context) + len(request.parameters) + HEADER_BYTES
     if size > MAX_ITEM_BYTES:
         raise InvalidInput(f"a request of {size} bytes came, wanted at most {MAX_ITEM_BYTES}")
@@ -299,8 +306,8 @@ def _put(outbox: Outbox, key: int, request: Request) -> None:
     item.payload = request.payload
     if request.deadline != math.inf:
         item.time_left_us = max(1, int((request.deadline - time.monotonic()) * 1e6))
-    if request.trace:
-        item.trace = request.trace
+    if trace:
+        item.trace = trace
     if request.parameters:
         item.parameters = request.parameters
     if request.context:

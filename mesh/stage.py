@@ -74,7 +74,7 @@ class Stage:
         for service in ("", self._name):
             await self.host.set_health(service, True)
         await self.host.wait_for_signal()
-        await self.host.stop(lambda: self._server.drain(self._settings.drain_s))
+        await self.host.stop(lambda: self._server.drain(self._settings.drain_s), 1.0)
 
     async def _on_describe(
         self,

@@ -69,11 +69,12 @@ def from_status(status: stage_pb2.Status) -> errors.MeshError:
     return _error(code_from_number(status.code), status.message, status.kind)
 
 
-def from_rpc_error(error: grpc.aio.AioRpcError) -> errors.MeshError:
+def from_rpc_error(error: grpc.RpcError) -> errors.MeshError:
     """Return our error for a failed gRPC call, ours on the other side or any server's."""
-    trailing = error.trailing_metadata()
-    kind = trailing.get(KIND_KEY, "") if trailing is not None else ""
-    return _error(error.code(), error.details() or "", str(kind))
+    if not isinstance(error, grpc.aio.AioRpcError | grpc.Call):
+        return errors.InternalError(str(error))
+    kinds = [str(value) for key, value in error.trailing_metadata() or () if key == KIND_KEY]
+    return _error(error.code(), error.details() or "", kinds[0] if kinds else "")
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: BaseException) -> NoReturn:

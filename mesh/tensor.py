@@ -80,7 +80,7 @@ class TensorSpec:
 
 
 def check_tensors(tensors: Mapping[str, Array], specs: Iterable[TensorSpec]) -> None:
-    """Compare named tensors with the specs: no name missing, none unknown, each of its spec.
+    """Compare named tensors with the specs: none missing, none unknown, each of its spec.
 
     Raises:
         InvalidInput: names what came and what was wanted.

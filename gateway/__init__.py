@@ -1,0 +1,1 @@
+"""The public service: pipelines through the stages, one answer for each call."""

@@ -1,0 +1,59 @@
+"""`python -m gateway`: the public service."""
+
+import asyncio
+from contextlib import AsyncExitStack
+
+from gateway.metrics import watch_stages
+from gateway.pipeline import Stages
+from gateway.runner import PipelineRunner
+from gateway.service import NAME, MeshService
+from gateway.settings import GatewaySettings
+from gateway.trace_store import StoreExporter, TraceStore, trace_service
+from mesh import log, telemetry
+from mesh.client import ClientLimits, StageClient
+from mesh.host import Host, run_process, serve_metrics
+from mesh.server import Limits
+from mesh.settings import TelemetrySettings, load
+
+
+async def main() -> None:
+    """Wire settings, stage clients, pipelines and server together, and serve."""
+    log.configure("gateway", "INFO")
+    settings = load(GatewaySettings)
+    log.configure("gateway", settings.log_level)
+    otel = load(TelemetrySettings)
+    store = TraceStore() if settings.trace_store and not otel.exports else None
+    tracing = telemetry.configure("gateway", otel, StoreExporter(store) if store else None)
+    waiting = ClientLimits(max_waiting=settings.max_waiting)
+    async with AsyncExitStack() as stack:
+        stages = Stages(*[
+            await stack.enter_async_context(
+                StageClient(name, targets, limits=waiting, tracer=tracing.tracer)
+            )
+            for name, targets in (
+                ("mesh.v1.Preprocess", settings.preprocess),
+                ("mesh.v1.Infer", settings.infer),
+                ("mesh.v1.Postprocess", settings.postprocess),
+            )
+        ])  # fmt: skip
+        runner = PipelineRunner(settings.models, stages)
+        service = MeshService(runner, tracing.tracer, Limits(settings.max_stream_items), store)
+        size = settings.max_request_mbytes * 1024**2
+        host = Host(settings.bind, (
+            ("grpc.max_receive_message_length", size), ("grpc.max_send_message_length", size),
+        ))  # fmt: skip
+        host.add(NAME, service.methods())
+        if store is not None:
+            host.add(*trace_service(store))
+        serve_metrics(settings.metrics_port)
+        watch_stages(stages)
+        await host.start()
+        watch = asyncio.create_task(runner.watch(host))
+        await host.wait_for_signal()
+        watch.cancel()
+        await host.stop(lambda: service.streams.drain(settings.drain_s), settings.drain_s)
+    tracing.shutdown()
+
+
+if __name__ == "__main__":
+    run_process(main)

@@ -1,0 +1,60 @@
+"""Prometheus metrics of the gateway."""
+
+import time
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from gateway.pipeline import Stages
+from mesh.client import StageClient
+from mesh.item import Handler, Layer, Reply, Request
+from mesh.status import code_from_number
+
+REQUESTS = Counter(
+    "mesh_gateway_requests", "Requests answered, by pipeline and status", ["pipeline", "code"]
+)
+DURATION = Histogram(
+    "mesh_gateway_request_duration_seconds",
+    "From the request's arrival to its answer",
+    ["pipeline"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 10),
+)
+INFLIGHT = Gauge("mesh_gateway_inflight", "Requests not answered yet")
+REPLICAS = Gauge("mesh_stage_replicas", "Replicas of a stage that take items", ["stage"])
+WAITING = Gauge("mesh_stage_waiting", "Requests that wait for a replica's credit", ["stage"])
+RETRIES = Gauge("mesh_stage_retries", "Items sent a second time, since the start", ["stage"])
+
+
+def metering() -> Layer:
+    """Count and time every pipeline request; unknown names share one label."""
+
+    def layer(handler: Handler) -> Handler:
+        async def metered(request: Request) -> Reply:
+            started = time.monotonic()
+            INFLIGHT.inc()
+            code, known = "CANCELLED", True
+            try:
+                reply = await handler(request)
+                code = code_from_number(reply.status.code if reply.status else 0).name
+                known = code != "NOT_FOUND"
+                return reply
+            finally:
+                pipeline = request.target if known else "unknown"
+                INFLIGHT.dec()
+                REQUESTS.labels(pipeline, code).inc()
+                DURATION.labels(pipeline).observe(time.monotonic() - started)
+
+        return metered
+
+    return layer
+
+
+def watch_stages(stages: Stages) -> None:
+    """Export the state of the stages' clients, read at each scrape."""
+    for client in stages.all():
+        _watch(client)
+
+
+def _watch(client: StageClient) -> None:
+    REPLICAS.labels(client.stage).set_function(lambda: len(client.replicas))
+    WAITING.labels(client.stage).set_function(lambda: client.waiting)
+    RETRIES.labels(client.stage).set_function(lambda: client.retries)

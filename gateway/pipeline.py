@@ -1,0 +1,171 @@
+"""A pipeline is data: an op, a model, an op; compared with the stages before it serves."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mesh import WIRE_VERSION
+from mesh.client import StageClient
+from mesh.errors import MeshError, Refused, SettingsError
+from mesh.status import from_status
+from mesh.tensor import TensorSpec
+from protos.mesh.v1.stage_pb2 import Target, TargetSpec
+
+FILE = "pipeline.yaml"
+UNKNOWN_BYTES = 64 * 1024
+"""Credit for tensors whose size is not fixed, as token ids."""
+
+
+class OpConfig(BaseModel):
+    """An op of a CPU stage."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    op: str
+    """Name of the op."""
+    parameters: dict[str, Any] = {}
+    """Its parameters; paths in them are relative to the model repository."""
+
+
+class PipelineConfig(BaseModel):
+    """`models/<name>/pipeline.yaml`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: Literal["detect", "classify", "classify_text", "custom"] = "custom"
+    """Which typed call it answers; all answer `Run` and `Stream`."""
+    preprocess: OpConfig | None = None
+    """None: requests bring the model's inputs."""
+    model: str
+    """Name of a model in the repository."""
+    postprocess: OpConfig | None = None
+    """None: answers are the model's outputs."""
+    deadline_s: float = Field(10.0, gt=0)
+    """Longest time for a request; a caller's own shorter deadline wins."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A pipeline whose stages fit."""
+
+    name: str
+    config: PipelineConfig
+    model_version: str
+    before: Target | None
+    """The preprocess op with its parameters."""
+    after: Target | None
+    """The postprocess op with its parameters."""
+    inputs: tuple[TensorSpec, ...]
+    """What a request brings."""
+    outputs: tuple[TensorSpec, ...]
+    """What an answer has."""
+    model_bytes: int
+    """Credit that a request needs at the infer stage."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """A client for each stage."""
+
+    preprocess: StageClient
+    infer: StageClient
+    postprocess: StageClient
+
+    def all(self) -> tuple[StageClient, StageClient, StageClient]:
+        """Return them in the order of a request's way."""
+        return self.preprocess, self.infer, self.postprocess
+
+
+def read_pipelines(root: Path) -> dict[str, PipelineConfig | MeshError]:
+    """Read every `pipeline.yaml` of a repository; a broken one's error stands in its place.
+
+    Raises:
+        SettingsError: the repository is no folder, or has no pipeline.
+    """
+    found: dict[str, PipelineConfig | MeshError] = {}
+    for path in sorted(root.glob(f"*/{FILE}")):
+        try:
+            found[path.parent.name] = PipelineConfig.model_validate(
+                yaml.safe_load(path.read_text())
+            )
+        except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as err:
+            found[path.parent.name] = Refused(f"{path} is no pipeline: {_explain(err)}")
+    if not found:
+        raise SettingsError(f"no {FILE} in the folders of {root}; give a repository with --models")
+    return found
+
+
+async def check_pipeline(name: str, config: PipelineConfig, stages: Stages) -> Pipeline:
+    """Ask the stages what they have and return the pipeline if it fits them.
+
+    Raises:
+        Refused: an op, a model, a parameter, a shape or a dtype does not fit; the text says which.
+        StageUnavailable: a stage cannot be asked now.
+    """
+    model = await _describe(stages.infer, Target(name=config.model))
+    inputs, outputs = _specs(model.inputs), _specs(model.outputs)
+    size = 0
+    before, after = _target(config.preprocess), _target(config.postprocess)
+    if before is not None:
+        op = await _describe(stages.preprocess, before)
+        _join(name, f"op {op.name!r}", _specs(op.outputs), f"model {model.name!r}", inputs)
+        inputs, size = _specs(op.inputs), op.output_bytes
+    if after is not None:
+        op = await _describe(stages.postprocess, after)
+        _join(name, f"model {model.name!r}", outputs, f"op {op.name!r}", _specs(op.inputs))
+        outputs = _specs(op.outputs)
+    version = model.version
+    return Pipeline(name, config, version, before, after, inputs, outputs, size or UNKNOWN_BYTES)
+
+
+def _target(config: OpConfig | None) -> Target | None:
+    """Return the wire form of an op; equal parameters are equal bytes."""
+    if config is None:
+        return None
+    values = json.dumps(config.parameters, sort_keys=True, separators=(",", ":"))
+    return Target(name=config.op, parameters=values.encode() if config.parameters else b"")
+
+
+async def _describe(client: StageClient, target: Target) -> TargetSpec:
+    answer = await client.describe([target])
+    if answer.wire_version != WIRE_VERSION:
+        raise Refused(
+            f"{client.stage} speaks wire version {answer.wire_version}, this gateway "
+            f"{WIRE_VERSION}; run one release"
+        )
+    spec = answer.targets[0]
+    if spec.HasField("status"):
+        raise Refused(f"{client.stage}: {from_status(spec.status)}")
+    return spec
+
+
+def _join(
+    pipeline: str, giver: str, given: tuple[TensorSpec, ...], taker: str,
+    wanted: tuple[TensorSpec, ...],
+) -> None:  # fmt: skip
+    by_name = {spec.name: spec for spec in given}
+    for spec in wanted:
+        came = by_name.get(spec.name)
+        if came is None or not came.fits(spec):
+            raise Refused(
+                f"pipeline {pipeline!r}: {taker} wants {spec}, {giver} gives "
+                f"{', '.join(map(str, given))}"
+            )
+
+
+def _specs(specs: Iterable[Any]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec.from_proto(spec) for spec in specs)
+
+
+def _explain(err: Exception) -> str:
+    if not isinstance(err, ValidationError):
+        return str(err)
+    return "; ".join(
+        f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']} (came {e['input']!r:.80})"
+        for e in err.errors()
+    )

@@ -1,0 +1,182 @@
+"""One item through its pipeline: credit first, then preprocess, infer, postprocess."""
+
+import asyncio
+import itertools
+import logging
+from pathlib import Path
+
+from gateway.pipeline import (
+    Pipeline,
+    PipelineConfig,
+    Stages,
+    check_pipeline,
+    read_pipelines,
+)
+from mesh.client import Lease, StageClient
+from mesh.errors import InvalidInput, MeshError, NotFound, Refused, StageUnavailable
+from mesh.host import Host
+from mesh.item import Reply, Request
+from protos.mesh.v1.stage_pb2 import Target
+
+HEALTH_EVERY_S = 0.2
+CHECK_EVERY = 25
+"""Health rounds between two comparisons of the pipelines with their stages."""
+
+log = logging.getLogger(__name__)
+
+
+class PipelineRunner:
+    """Every pipeline of the repository, as one handler.
+
+    Args:
+        root: the model repository.
+        stages: clients of the stages.
+    """
+
+    def __init__(self, root: Path, stages: Stages) -> None:
+        self._configs = read_pipelines(root)
+        self._stages = stages
+        self._served: dict[str, Pipeline] = {}
+        self._refused: dict[str, MeshError] = {}
+
+    async def __call__(self, request: Request) -> Reply:
+        """Run one request; a handler as in `mesh.item`."""
+        pipeline = self.find(request.target)
+        config = pipeline.config
+        request.deadline = min(request.deadline, request.received + config.deadline_s)
+        request.check_deadline()
+        infer = self._stages.infer
+        # Before the picture is decoded: pixels are 10 to 100 times the bytes of a JPEG.
+        lease = await infer.reserve(pipeline.model_bytes, request.deadline, request.client)
+        try:
+            payload, context = request.payload, b""
+            if pipeline.before is not None:
+                reply = await _call(self._stages.preprocess, request, pipeline.before, payload)
+                payload, context = reply.payload, reply.context
+            model = Target(name=config.model)
+            reply = await _call(infer, request, model, payload, lease=lease)
+        finally:
+            lease.release()
+        if pipeline.after is None:
+            return Reply(reply.payload)
+        reply = await _call(
+            self._stages.postprocess, request, pipeline.after, reply.payload, context=context
+        )
+        return Reply(reply.payload)
+
+    def find(self, name: str) -> Pipeline:
+        """Return a pipeline by its name.
+
+        Raises:
+            NotFound: there is none.
+            Refused: it does not fit its stages.
+            StageUnavailable: the stages were not asked yet.
+        """
+        pipeline = self._served.get(name)
+        if pipeline is not None:
+            return pipeline
+        if name in self._refused:
+            raise self._refused[name]
+        if name in self._configs:
+            raise StageUnavailable(f"pipeline {name!r} waits for its stages; try again in a moment")
+        raise NotFound(f"pipeline {name!r} is not known; there are {sorted(self._configs)}")
+
+    def find_task(self, task: str, name: str) -> Pipeline:
+        """Return the pipeline of a typed call.
+
+        Args:
+            task: that the call is for.
+            name: as the caller gave it; empty: the only pipeline with that task.
+
+        Raises:
+            NotFound: there is none.
+            InvalidInput: it has another task, or several have this one and none was named.
+        """
+        if name:
+            pipeline = self.find(name)
+            if pipeline.config.task != task:
+                raise InvalidInput(
+                    f"pipeline {name!r} has the task {pipeline.config.task!r}, this call is for "
+                    f"{task!r}; use Run"
+                )
+            return pipeline
+        names = [
+            name
+            for name, config in self._configs.items()
+            if isinstance(config, PipelineConfig) and config.task == task
+        ]
+        if len(names) > 1:
+            raise InvalidInput(f"name one of the pipelines {names}, as several do {task!r}")
+        if not names:
+            raise NotFound(f"no pipeline has the task {task!r}")
+        return self.find(names[0])
+
+    def names(self) -> list[str]:
+        """Return the names of all pipelines, served or not."""
+        return sorted(self._configs)
+
+    def is_ready(self, name: str) -> bool:
+        """Tell whether requests to a pipeline can be answered now."""
+        return name in self._served and all(client.replicas for client in self._stages.all())
+
+    async def watch(self, host: Host) -> None:
+        """Check pipelines and tell their health, overall and each by name, until cancelled."""
+        for tick in itertools.count():
+            if tick % CHECK_EVERY == 0 or not self._served:
+                await self.check()
+            ready = {name: self.is_ready(name) for name in self._configs}
+            for name, serving in ready.items():
+                await host.set_health(name, serving)
+            # A refused pipeline is told by name; it does not take the others out of service.
+            await host.set_health(
+                "", all(ready[name] for name in self._served) and any(ready.values())
+            )
+            await asyncio.sleep(HEALTH_EVERY_S)
+
+    async def check(self) -> None:
+        """Compare every pipeline with its stages, and serve or refuse it."""
+        await asyncio.gather(*(self._check(*item) for item in self._configs.items()))
+
+    async def _check(self, name: str, config: PipelineConfig | MeshError) -> None:
+        try:
+            if isinstance(config, MeshError):
+                raise config
+            pipeline = await check_pipeline(name, config, self._stages)
+        except StageUnavailable:
+            return  # asked again soon; what was served stays so
+        except MeshError as err:
+            if str(err) != str(self._refused.get(name)):
+                log.error("pipeline refused", extra={"pipeline": name, "error": str(err)})
+            self._served.pop(name, None)
+            self._refused[name] = Refused(str(err))
+            return
+        if name not in self._served:
+            log.info("pipeline ready", extra={"pipeline": name})
+        self._refused.pop(name, None)
+        self._served[name] = pipeline
+
+
+async def _call(
+    client: StageClient,
+    request: Request,
+    target: Target,
+    payload: bytes,
+    *,
+    context: bytes = b"",
+    lease: Lease | None = None,
+) -> Reply:
+    """Send what a request has become to its next stage, with the time it has left."""
+    step = Request(
+        target.name,
+        payload,
+        target.parameters,
+        context,
+        request.deadline,
+        request.trace,
+        request.client,
+    )
+    reply = await client.call(step, lease)
+    error = reply.error()
+    if error is not None:
+        raise error
+    return reply

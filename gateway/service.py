@@ -1,0 +1,146 @@
+"""The public service `mesh.v1.Mesh`: every method is a handler with the same layers."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from opentelemetry.trace import Tracer
+
+from gateway.answers import TYPED_CALLS, TypedCall
+from gateway.metrics import metering
+from gateway.runner import PipelineRunner
+from gateway.trace_store import TraceStore
+from mesh.errors import InvalidInput, MeshError, NotFound
+from mesh.item import Handler, Reply, Request
+from mesh.layers import errors, logging_failures, stack, standard_layers
+from mesh.server import Limits, StageServer
+from mesh.tensor import unpack
+from mesh.unary import unary_method
+from protos.mesh.v1 import mesh_pb2
+from protos.mesh.v1.stage_pb2 import Envelope
+from protos.mesh.v1.tensor_pb2 import Tensors
+
+NAME = "mesh.v1.Mesh"
+
+
+class MeshService:
+    """The methods of `mesh.v1.Mesh`.
+
+    Args:
+        runner: runs one item through a pipeline.
+        tracer: of the process.
+        limits: of the coalescing streams.
+        store: keeps traces; None: they go elsewhere.
+    """
+
+    def __init__(
+        self, runner: PipelineRunner, tracer: Tracer, limits: Limits, store: TraceStore | None
+    ) -> None:
+        self._runner = runner
+        self._tracer = tracer
+        self._store = store
+        self._item = stack(runner, [metering(), errors])
+        streamed = [metering(), *standard_layers(tracer, f"{NAME}/Stream")]
+        self.streams = StageServer(stack(runner, streamed), limits)
+        self.streams.open()
+
+    def methods(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        """Return the gRPC methods by name."""
+        stream = grpc.stream_stream_rpc_method_handler(
+            self.streams.run, Envelope.FromString, Envelope.SerializeToString
+        )
+        methods = {
+            name: self._traced(name, self._typed(call)) for name, call in TYPED_CALLS.items()
+        }
+        return methods | {
+            "Run": self._traced("Run", _handler(mesh_pb2.RunRequest, self._run)),
+            "Stream": stream,
+            "ListPipelines": self._plain(
+                "ListPipelines", _handler(mesh_pb2.ListPipelinesRequest, self._list_pipelines)
+            ),
+            "GetTrace": self._plain(
+                "GetTrace", _handler(mesh_pb2.GetTraceRequest, self._get_trace)
+            ),
+        }
+
+    def _traced(self, name: str, handler: Handler) -> grpc.RpcMethodHandler[Any, Any]:
+        return unary_method(stack(handler, standard_layers(self._tracer, f"{NAME}/{name}")), name)
+
+    def _plain(self, name: str, handler: Handler) -> grpc.RpcMethodHandler[Any, Any]:
+        """Return a method without a span: looking at traces should not make some."""
+        return unary_method(stack(handler, [logging_failures(f"{NAME}/{name}"), errors]), name)
+
+    def _typed(self, call: TypedCall) -> Handler:
+        async def answer(message: Any, request: Request) -> Message:
+            pipeline = self._runner.find_task(call.task, message.pipeline)
+            replies = await self._run_items(pipeline.name, call.items(message), request)
+            return call.response([unpack(reply.payload) for reply in replies])
+
+        return _handler(call.request, answer)
+
+    async def _run(self, message: mesh_pb2.RunRequest, request: Request) -> Message:
+        items = [tensors.SerializeToString() for tensors in message.inputs]
+        replies = await self._run_items(message.pipeline, items, request)
+        outputs = [Tensors.FromString(reply.payload) for reply in replies]
+        return mesh_pb2.RunResponse(outputs=outputs)
+
+    async def _run_items(self, pipeline: str, items: list[bytes], call: Request) -> list[Reply]:
+        """Run the items of one call side by side; one that fails, fails the call."""
+        if not items:
+            raise InvalidInput(f"no items came for pipeline {pipeline!r}, wanted at least one")
+        requests = [
+            Request(pipeline, item, b"", b"", call.deadline, call.trace, call.client)
+            for item in items
+        ]
+        if len(requests) == 1:
+            replies = [await self._item(requests[0])]
+        else:
+            replies = await asyncio.gather(*map(self._item, requests))
+        for index, reply in enumerate(replies):
+            error = reply.error()
+            if error is not None:
+                raise error if len(replies) == 1 else type(error)(f"item {index}: {error}")
+        return replies
+
+    async def _list_pipelines(
+        self, _: mesh_pb2.ListPipelinesRequest, __: Request
+    ) -> mesh_pb2.ListPipelinesResponse:
+        response = mesh_pb2.ListPipelinesResponse()
+        for name in self._runner.names():
+            row = response.pipelines.add(name=name)
+            try:
+                pipeline = self._runner.find(name)
+            except MeshError as err:
+                row.refused = str(err)
+                continue
+            row.task, row.model = pipeline.config.task, pipeline.config.model
+            row.model_version = pipeline.model_version
+            row.inputs.extend(spec.to_proto() for spec in pipeline.inputs)
+            row.outputs.extend(spec.to_proto() for spec in pipeline.outputs)
+        return response
+
+    async def _get_trace(
+        self, message: mesh_pb2.GetTraceRequest, _: Request
+    ) -> mesh_pb2.GetTraceResponse:
+        if self._store is None:
+            raise NotFound("traces are not kept here but sent to OTEL_EXPORTER_OTLP_ENDPOINT")
+        trace_id, data = self._store.get(message.trace_id)
+        return mesh_pb2.GetTraceResponse(trace_id=trace_id, traces=data.SerializeToString())
+
+
+def _handler(kind: type[Any], answer: Callable[[Any, Request], Awaitable[Message]]) -> Handler:
+    """Return a handler of serialized messages from a function of messages."""
+
+    async def handle(request: Request) -> Reply:
+        try:
+            message = kind.FromString(request.payload)
+        except DecodeError as err:
+            raise InvalidInput(
+                f"{len(request.payload)} bytes came that are no {kind.DESCRIPTOR.full_name} "
+                "(texts must be valid UTF-8)"
+            ) from err
+        return Reply((await answer(message, request)).SerializeToString())
+
+    return handle

@@ -1,0 +1,30 @@
+"""Settings of the gateway, from variables that begin with `GATEWAY_`."""
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from mesh.settings import ServiceSettings
+
+
+class GatewaySettings(ServiceSettings):
+    """What the gateway can be told."""
+
+    model_config = SettingsConfigDict(env_prefix="GATEWAY_", frozen=True)
+
+    bind: str = "127.0.0.1:8001"
+    metrics_port: int = Field(8002, ge=0, le=65535)
+    """Where Prometheus metrics are served over HTTP; 0: nowhere."""
+    preprocess: str = "127.0.0.1:8011"
+    """Replicas: `host:port,…`, `unix:/path,…` or `dns:///name:port`."""
+    infer: str = "127.0.0.1:8012"
+    """Replicas, as above."""
+    postprocess: str = "127.0.0.1:8013"
+    """Replicas, as above."""
+    max_waiting: int = Field(4096, ge=1)
+    """Requests that wait for a stage; one more is refused at once."""
+    max_request_mbytes: int = Field(64, ge=1, le=1024)
+    """Largest request and answer."""
+    max_stream_items: int = Field(4096, ge=1)
+    """Items of coalescing streams under way; more are sent back."""
+    trace_store: bool = True
+    """Keep traces in memory for `trtmesh trace`, where no OTLP endpoint is set."""

@@ -1,0 +1,113 @@
+"""The local default for traces: an OTLP receiver that keeps the newest ones in memory."""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import grpc
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, TracesData
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+from mesh.errors import InvalidInput, NotFound
+
+MAX_TRACES = 1000
+MAX_SPANS = 50_000
+
+Kept = list[tuple[ResourceSpans, Span]]
+"""Spans of one trace, each with the message that holds its resource."""
+
+
+class TraceStore:
+    """The newest traces, at most `MAX_TRACES` of them and `MAX_SPANS` spans."""
+
+    def __init__(self) -> None:
+        self._traces: OrderedDict[bytes, Kept] = OrderedDict()
+        self._spans = 0
+
+    def add(self, groups: Iterable[ResourceSpans]) -> None:
+        """Keep the spans of an export."""
+        for group in groups:
+            for scope in group.scope_spans:
+                for span in scope.spans:
+                    self._traces.setdefault(span.trace_id, []).append((group, span))
+                    self._spans += 1
+        while self._traces and (len(self._traces) > MAX_TRACES or self._spans > MAX_SPANS):
+            _, dropped = self._traces.popitem(last=False)
+            self._spans -= len(dropped)
+
+    def get(self, trace_id: str) -> tuple[str, TracesData]:
+        """Return a trace and the batch traces that it links to.
+
+        Args:
+            trace_id: 32 hexadecimal digits; empty: the newest trace of a request.
+
+        Raises:
+            InvalidInput: that is no trace id.
+            NotFound: it was never kept, or is gone already.
+        """
+        try:
+            key = bytes.fromhex(trace_id) if trace_id else self._newest()
+        except ValueError:
+            raise InvalidInput(
+                f"trace id {trace_id!r} came, wanted 32 hexadecimal digits"
+            ) from None
+        spans = self._traces.get(key)
+        if spans is None:
+            raise NotFound(
+                f"trace {trace_id or '(none yet)'} is not kept here; only sampled requests are, "
+                f"and the newest {MAX_TRACES}"
+            )
+        linked = {link.trace_id for _, span in spans for link in span.links} - {key}
+        for other in sorted(linked):
+            spans = spans + self._traces.get(other, [])
+        return key.hex(), _data(spans)
+
+    def _newest(self) -> bytes:
+        """Return the newest trace that has a span with a parent; a batch's trace has none."""
+        for key in reversed(self._traces):
+            if any(span.parent_span_id for _, span in self._traces[key]):
+                return key
+        return b""
+
+
+class StoreExporter(SpanExporter):
+    """Puts this process's own spans into the store."""
+
+    def __init__(self, store: TraceStore) -> None:
+        self._store = store
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Keep finished spans."""
+        self._store.add(encode_spans(spans).resource_spans)
+        return SpanExportResult.SUCCESS
+
+
+def trace_service(store: TraceStore) -> tuple[str, dict[str, grpc.RpcMethodHandler[Any, Any]]]:
+    """Return OTLP's `TraceService` over a store, as its name and methods."""
+
+    async def export(request: ExportTraceServiceRequest, _: object) -> ExportTraceServiceResponse:
+        store.add(request.resource_spans)
+        return ExportTraceServiceResponse()
+
+    method = grpc.unary_unary_rpc_method_handler(
+        export, ExportTraceServiceRequest.FromString, ExportTraceServiceResponse.SerializeToString
+    )
+    return "opentelemetry.proto.collector.trace.v1.TraceService", {"Export": method}
+
+
+def _data(spans: Kept) -> TracesData:
+    data = TracesData()
+    groups: dict[int, ResourceSpans] = {}
+    for source, span in spans:
+        group = groups.get(id(source))
+        if group is None:
+            group = groups[id(source)] = data.resource_spans.add(resource=source.resource)
+            group.scope_spans.add()
+        group.scope_spans[0].spans.append(span)
+    return data

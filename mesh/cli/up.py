@@ -1,0 +1,94 @@
+"""`trtmesh up`: the whole mesh on this machine."""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from mesh.cli.options import Commands
+from mesh.errors import InvalidInput, SettingsError
+from mesh.supervisor import STAGES, Supervisor
+
+
+def add_command(commands: Commands) -> None:
+    """Add `up` to the command line."""
+    parser = commands.add_parser("up", help="start gateway and stages on this machine")
+    parser.add_argument("--models", type=Path, default=Path("models"), metavar="DIR")
+    parser.add_argument(
+        "--replicas", nargs="+", default=[], metavar="STAGE=N", help="as preprocess=2"
+    )
+    parser.add_argument("--bind", default="127.0.0.1:8001", metavar="HOST:PORT")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Start the mesh, and stop it on SIGINT or SIGTERM."""
+    return asyncio.run(_up(arguments))
+
+
+async def wait_ready(address: str, timeout_s: float) -> bool:
+    """Wait until a gateway says that it is SERVING; False if it does not in time."""
+    end = time.monotonic() + timeout_s
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        while time.monotonic() < end:
+            try:
+                answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=2)
+            except grpc.aio.AioRpcError:
+                answer = health_pb2.HealthCheckResponse()
+            if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                return True
+            await asyncio.sleep(0.1)
+    return False
+
+
+async def _up(arguments: argparse.Namespace) -> int:
+    if not arguments.models.is_dir():
+        raise SettingsError(f"model repository {arguments.models} is no folder; see --models")
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    supervisor = Supervisor(
+        arguments.models, _replicas(arguments.replicas), os.environ,  # noqa: TID251 passed on
+        arguments.bind, _say,
+    )  # fmt: skip
+    started = time.monotonic()
+    supervisor.start()
+    ready = asyncio.create_task(wait_ready(arguments.bind, 600))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        ends: set[asyncio.Future[Any]] = {stopping, supervisor.failed}
+        await asyncio.wait({ready, *ends}, return_when=asyncio.FIRST_COMPLETED)
+        if ready.done() and ready.result():
+            _say(f"ready at {arguments.bind} after {time.monotonic() - started:.1f} s")
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        ready.cancel()
+        stopping.cancel()
+        await supervisor.stop()
+    if supervisor.failed.done():
+        _say(supervisor.failed.result())
+        return 2
+    return 0
+
+
+def _replicas(given: list[str]) -> dict[str, int]:
+    counts = {}
+    for text in given:
+        stage, _, number = text.partition("=")
+        if stage not in STAGES or not number.isdigit() or int(number) < 1:
+            raise InvalidInput(f"--replicas {text!r} came, wanted STAGE=N with one of {STAGES}")
+        counts[stage] = int(number)
+    return counts
+
+
+def _say(line: str) -> None:
+    print(f"trtmesh: {line}", file=sys.stderr, flush=True)

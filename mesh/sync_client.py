@@ -1,0 +1,103 @@
+"""A small blocking client of the gateway, whose every call begins a sampled trace."""
+
+from types import TracebackType
+from typing import TypeVar
+
+import grpc
+from google.protobuf.message import Message
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.trace import SpanKind
+
+from mesh import telemetry
+from mesh.errors import MeshError
+from mesh.settings import TelemetrySettings, load
+from mesh.status import from_rpc_error, to_status
+
+M = TypeVar("M", bound=Message)
+
+SERVICE = "mesh.v1.Mesh"
+MAX_BYTES = 64 * 1024**2
+
+
+class MeshClient:
+    """Calls `mesh.v1.Mesh`.
+
+    Args:
+        gateway: `host:port`.
+        timeout_s: deadline of each call.
+        traced: whether calls are traced; spans go to the OTLP endpoint of the `OTEL_*` variables,
+            else to the gateway itself.
+    """
+
+    def __init__(self, gateway: str, timeout_s: float = 30.0, *, traced: bool = False) -> None:
+        self.trace_id = ""
+        self._timeout_s = timeout_s
+        options = [
+            ("grpc.max_send_message_length", MAX_BYTES),
+            ("grpc.max_receive_message_length", MAX_BYTES),
+        ]
+        self._channel = grpc.insecure_channel(gateway, options)
+        self._tracing: telemetry.Tracing | None = None
+        if traced:
+            exporter = OTLPSpanExporter(endpoint=f"http://{gateway}", timeout=2)
+            self._tracing = telemetry.configure("client", load(TelemetrySettings), exporter)
+
+    def __enter__(self) -> "MeshClient":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if self._tracing is not None:
+            self._tracing.shutdown()
+        self._channel.close()
+
+    def call(self, method: str, request: Message, response: type[M]) -> M:
+        """Call a method of the service.
+
+        Args:
+            method: as `Detect`.
+            request: its request message.
+            response: class of its response message.
+
+        Raises:
+            MeshError: as the gateway answered.
+        """
+        call: grpc.UnaryUnaryMultiCallable[Message, M] = self._channel.unary_unary(
+            f"/{SERVICE}/{method}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=response.FromString,
+        )
+        if self._tracing is None:
+            return self._invoke(call, request, ())
+        name = f"{SERVICE}/{method}"
+        span = telemetry.start_span(
+            self._tracing.sampled, name, b"", SpanKind.CLIENT,
+            attributes=telemetry.rpc_attributes(name, method),
+        )  # fmt: skip
+        trace = telemetry.trace_of(span)
+        self.trace_id = trace[:16].hex()
+        code, message = 0, ""
+        try:
+            metadata = (("traceparent", telemetry.to_traceparent(trace)),)
+            return self._invoke(call, request, metadata)
+        except MeshError as err:
+            status = to_status(err)
+            code, message = status.code, status.message
+            raise
+        finally:
+            telemetry.end_rpc_span(span, code, message)
+
+    def _invoke(
+        self,
+        call: "grpc.UnaryUnaryMultiCallable[Message, M]",
+        request: Message,
+        metadata: tuple[tuple[str, str], ...],
+    ) -> M:
+        try:
+            return call(request, timeout=self._timeout_s, metadata=metadata)
+        except grpc.RpcError as err:
+            raise from_rpc_error(err) from None

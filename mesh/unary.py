@@ -1,0 +1,42 @@
+"""Unary gRPC methods on the same handlers and layers as the streams."""
+
+import math
+import time
+from typing import Any
+
+import grpc
+
+from mesh.item import Handler, Request
+from mesh.status import abort
+from mesh.telemetry import from_traceparent
+
+
+def unary_method(handler: Handler, target: str) -> grpc.RpcMethodHandler[bytes, bytes]:
+    """Return a gRPC method: the request's payload is the serialized message, as is the reply's.
+
+    Args:
+        handler: with its layers, so that it raises nothing.
+        target: of the request.
+    """
+
+    async def method(message: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        now = time.monotonic()
+        left = context.time_remaining()
+        request = Request(
+            target, message, deadline=math.inf if left is None else now + left,
+            trace=_trace(context), client=str(context.peer()), received=now,
+        )  # fmt: skip
+        reply = await handler(request)
+        error = reply.error()
+        if error is not None:
+            await abort(context, error)
+        return reply.payload
+
+    return grpc.unary_unary_rpc_method_handler(method)
+
+
+def _trace(context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+    for key, value in context.invocation_metadata() or ():
+        if key == "traceparent":
+            return from_traceparent(value if isinstance(value, str) else value.decode("latin-1"))
+    return b""
