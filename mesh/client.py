@@ -114,6 +114,7 @@ class StageClient:
         self._budget = limits.retry_burst
         self._resolver: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
+        self._closed = False
         self._draining: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "StageClient":
@@ -130,6 +131,11 @@ class StageClient:
         tasks = [*self._keepers.values(), *self._draining]
         if self._resolver is not None:
             tasks.append(self._resolver)
+        self._closed = True
+        while self._waiting:
+            _, future = self._waiting.pop()
+            if not future.done():
+                future.set_exception(StageUnavailable(f"the client of {self.stage} is closed"))
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -311,6 +317,8 @@ class StageClient:
         return min(able, key=lambda link: link.load(now), default=None)
 
     async def _wait(self, size: int, deadline: float, client: str) -> Lease:
+        if self._closed:
+            raise StageUnavailable(f"the client of {self.stage} is closed")
         if len(self._waiting) >= self._limits.max_waiting:
             raise Overloaded(
                 f"{self._limits.max_waiting} requests wait for {self.stage} already; "

@@ -17,6 +17,7 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
 from mesh.errors import MeshError, SettingsError
+from mesh.grpc_types import Methods
 from mesh.link import CHANNEL_OPTIONS
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Host:
         self._stop = asyncio.Event()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
 
-    def add(self, name: str, methods: dict[str, grpc.RpcMethodHandler[Any, Any]]) -> None:
+    def add(self, name: str, methods: Methods) -> None:
         """Add a service by its full name."""
         self._names.append(name)
         self.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, methods),))

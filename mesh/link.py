@@ -11,12 +11,11 @@ import grpc
 
 from mesh import WIRE_VERSION
 from mesh.errors import DeadlineExceeded, InvalidInput, MeshError, StageUnavailable
+from mesh.grpc_types import Stream
 from mesh.item import Reply, Request, Timings
 from mesh.outbox import CHANNEL_BYTES, MAX_ITEM_BYTES, WHOLE_ITEM_BYTES, Assembler, Outbox
 from mesh.status import from_rpc_error
 from protos.mesh.v1.stage_pb2 import Envelope, Grant, Hello, Item
-
-Stream = grpc.aio.StreamStreamCall[Envelope, Envelope]
 
 SWEEP_S = 0.01
 """How often items in flight are compared with their deadlines."""
@@ -186,12 +185,12 @@ class Link:
             control_stream.cancel()
 
     def _open(self, channel: grpc.aio.Channel) -> Stream:
-        multi: grpc.aio.StreamStreamMultiCallable[Envelope, Envelope] = channel.stream_stream(
+        call: Callable[[], Stream] = channel.stream_stream(
             self._method,
             request_serializer=Envelope.SerializeToString,
             response_deserializer=Envelope.FromString,
         )
-        return multi()
+        return call()
 
     async def _read_first(self, stream: Stream) -> None:
         first = await stream.read()  # a replica that still loads grants nothing

@@ -13,6 +13,7 @@ import grpc
 
 from mesh import WIRE_VERSION
 from mesh.errors import InvalidInput, MeshError, ReplicaFull, StageUnavailable
+from mesh.grpc_types import Context
 from mesh.item import Handler, Reply, Request
 from mesh.outbox import MAX_ITEM_BYTES, WHOLE_ITEM_BYTES, Assembler, Outbox
 from mesh.status import abort, to_status
@@ -20,7 +21,6 @@ from protos.mesh.v1.stage_pb2 import Envelope, Grant, Hello, Item
 
 log = logging.getLogger(__name__)
 
-Context = grpc.aio.ServicerContext[Envelope, Envelope]
 HEADER_BYTES = 200
 """About what an item has besides its payload, context and parameters."""
 

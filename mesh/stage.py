@@ -6,6 +6,7 @@ import grpc
 
 import mesh
 from mesh.errors import MeshError
+from mesh.grpc_types import Context
 from mesh.host import Host, serve_metrics
 from mesh.item import Handler
 from mesh.layers import stack, standard_layers
@@ -79,7 +80,7 @@ class Stage:
     async def _on_describe(
         self,
         request: DescribeRequest,
-        context: grpc.aio.ServicerContext[DescribeRequest, DescribeResponse],
+        context: Context,
     ) -> DescribeResponse:
         try:
             specs = self._describe(request.targets)

@@ -1,10 +1,11 @@
 """The one table between our errors and gRPC status codes."""
 
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import grpc
 
 from mesh import errors
+from mesh.grpc_types import Context
 from protos.mesh.v1 import stage_pb2
 
 KIND_KEY = "mesh-error"
@@ -77,7 +78,7 @@ def from_rpc_error(error: grpc.RpcError) -> errors.MeshError:
     return _error(error.code(), error.details() or "", kinds[0] if kinds else "")
 
 
-async def abort(context: grpc.aio.ServicerContext[Any, Any], error: BaseException) -> NoReturn:
+async def abort(context: Context, error: BaseException) -> NoReturn:
     """End a call with an error, so that `from_rpc_error` of the caller returns the same type."""
     shown = public(error)
     await context.abort(code_of(shown), str(shown), ((KIND_KEY, type(shown).__name__),))

@@ -2,16 +2,16 @@
 
 import math
 import time
-from typing import Any
 
 import grpc
 
+from mesh.grpc_types import Context, Method
 from mesh.item import Handler, Request
 from mesh.status import abort
 from mesh.telemetry import from_traceparent
 
 
-def unary_method(handler: Handler, target: str) -> grpc.RpcMethodHandler[bytes, bytes]:
+def unary_method(handler: Handler, target: str) -> Method:
     """Return a gRPC method: the request's payload is the serialized message, as is the reply's.
 
     Args:
@@ -19,7 +19,7 @@ def unary_method(handler: Handler, target: str) -> grpc.RpcMethodHandler[bytes, 
         target: of the request.
     """
 
-    async def method(message: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+    async def method(message: bytes, context: Context) -> bytes:
         now = time.monotonic()
         left = context.time_remaining()
         request = Request(
@@ -35,7 +35,7 @@ def unary_method(handler: Handler, target: str) -> grpc.RpcMethodHandler[bytes, 
     return grpc.unary_unary_rpc_method_handler(method)
 
 
-def _trace(context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+def _trace(context: Context) -> bytes:
     for key, value in context.invocation_metadata() or ():
         if key == "traceparent":
             return from_traceparent(value if isinstance(value, str) else value.decode("latin-1"))

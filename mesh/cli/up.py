@@ -37,7 +37,7 @@ async def wait_ready(address: str, timeout_s: float) -> bool:
     """Wait until a gateway says that it is SERVING; False if it does not in time."""
     end = time.monotonic() + timeout_s
     async with grpc.aio.insecure_channel(address) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         while time.monotonic() < end:
             try:
                 answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=2)

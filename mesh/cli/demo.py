@@ -1,0 +1,79 @@
+"""`trtmesh demo`: starts a mesh, asks it everything once, shows answers and a trace, stops it."""
+
+import argparse
+import asyncio
+import os
+import socket
+import sys
+from pathlib import Path
+
+from mesh.cli.options import Commands
+from mesh.cli.up import wait_ready
+from mesh.errors import MeshError, StageUnavailable
+from mesh.supervisor import Supervisor
+
+START_S = 90
+TEXTS = ("Guten Morgen, wie geht es Ihnen?", "Where is the station?", "Où est la gare ?")
+
+
+def add_command(commands: Commands) -> None:
+    """Add `demo` to the command line."""
+    parser = commands.add_parser("demo", help="start a mesh, ask it everything once, stop it")
+    parser.add_argument("--models", type=Path, default=Path("models"), metavar="DIR")
+    parser.add_argument("--save", type=Path, default=Path("build/demo.png"), metavar="PNG")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the demo; not 0 when an answer is missing."""
+    return asyncio.run(_demo(arguments.models, arguments.save))
+
+
+async def _demo(models: Path, save: Path) -> int:
+    gateway = f"127.0.0.1:{_free_port()}"
+    environment = {**os.environ, "GATEWAY_METRICS_PORT": "0"}  # noqa: TID251 passed on
+    supervisor = Supervisor(models, {}, environment, gateway, _say)
+    supervisor.start()
+    try:
+        if not await wait_ready(gateway, START_S):
+            raise StageUnavailable(f"the mesh was not ready in {START_S} s; its log is above")
+        save.parent.mkdir(parents=True, exist_ok=True)
+        page = str(models / "digits-detect/samples/page.jpg")
+        digit = str(models / "digits-classify/samples/digit.png")
+        for command in (
+            ["models"],
+            ["classify", digit],
+            ["language", *TEXTS],
+            ["detect", page, "--save", str(save)],
+            ["trace"],
+        ):
+            await _ask(command, gateway)
+    except MeshError as err:
+        _say(str(err))
+        return 1
+    finally:
+        await supervisor.stop()
+    return 0
+
+
+async def _ask(command: list[str], gateway: str) -> None:
+    """Run one command as a user would, in a process of its own."""
+    print(f"\n$ trtmesh {' '.join(command)}", flush=True)
+    if command[0] == "trace":
+        await asyncio.sleep(1.5)  # spans of the last request are on their way
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "mesh.cli", *command, "--gateway", gateway
+    )
+    if await process.wait() != 0:
+        raise StageUnavailable(f"trtmesh {command[0]} failed")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _say(line: str) -> None:
+    print(f"trtmesh: {line}", file=sys.stderr, flush=True)

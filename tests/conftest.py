@@ -1,0 +1,90 @@
+"""Real servers for tests: no mocks, nothing leaves the machine."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+
+from mesh.client import ClientLimits, StageClient
+from mesh.host import SERVER_OPTIONS
+from mesh.item import Handler, Reply, Request
+from mesh.layers import errors
+from mesh.server import Limits, StageServer
+from protos.mesh.v1.stage_pb2 import Envelope
+
+STAGE = "mesh.v1.Infer"
+
+
+async def eventually(check: Callable[[], bool], within_s: float = 5.0) -> None:
+    """Wait until something is true; fail when it is not in time."""
+    end = time.monotonic() + within_s
+    while not check():
+        assert time.monotonic() < end, f"not true within {within_s} s"
+        await asyncio.sleep(0.005)
+
+
+async def echo(request: Request) -> Reply:
+    """Answer with the request's own payload and context."""
+    return Reply(request.payload, request.context)
+
+
+@dataclass
+class Replica:
+    """A replica that runs in the test's process."""
+
+    address: str
+    stage: StageServer
+    server: grpc.aio.Server
+
+    async def kill(self) -> None:
+        """End it without a word, as a crash would."""
+        await self.server.stop(None)
+
+
+@asynccontextmanager
+async def running_replica(
+    handler: Handler = echo, limits: Limits = Limits(), address: str = "127.0.0.1:0"
+) -> AsyncIterator[Replica]:
+    """Serve a handler at a free port."""
+    stage = StageServer(errors(handler), limits)
+    stage.open()
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    method = grpc.stream_stream_rpc_method_handler(
+        stage.run, Envelope.FromString, Envelope.SerializeToString
+    )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(STAGE, {"Run": method}),))
+    port = server.add_insecure_port(address)
+    await server.start()
+    try:
+        yield Replica(f"127.0.0.1:{port}", stage, server)
+    finally:
+        await server.stop(None)
+
+
+@asynccontextmanager
+async def running_client(
+    *replicas: Replica, limits: ClientLimits = ClientLimits(backoff_s=0.02)
+) -> AsyncIterator[StageClient]:
+    """Connect to replicas and wait until all of them take items."""
+    client = StageClient(STAGE, ",".join(replica.address for replica in replicas), limits=limits)
+    async with client:
+        await eventually(lambda: len(client.replicas) == len(replicas))
+        yield client
+
+
+@pytest.fixture
+async def one_client() -> AsyncIterator[StageClient]:
+    """A client of one echoing replica."""
+    async with running_replica() as replica, running_client(replica) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def models() -> Path:
+    """The demo model repository."""
+    return Path(__file__).parent.parent / "models"
