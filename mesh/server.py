@@ -149,6 +149,8 @@ class StageServer:
             outbox.close()
             await writer
         except InvalidInput as err:
+            outbox.close()
+            await _finish(writer)  # gRPC takes no status while a message is being written
             await abort(context, err)
         finally:
             if age is not None:
