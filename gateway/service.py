@@ -13,6 +13,7 @@ from gateway.metrics import metering
 from gateway.runner import PipelineRunner
 from gateway.trace_store import TraceStore
 from mesh.errors import InvalidInput, MeshError, NotFound
+from mesh.grpc_types import Method, Methods
 from mesh.item import Handler, Reply, Request
 from mesh.layers import errors, logging_failures, stack, standard_layers
 from mesh.server import Limits, StageServer
@@ -46,7 +47,7 @@ class MeshService:
         self.streams = StageServer(stack(runner, streamed), limits)
         self.streams.open()
 
-    def methods(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+    def methods(self) -> Methods:
         """Return the gRPC methods by name."""
         stream = grpc.stream_stream_rpc_method_handler(
             self.streams.run, Envelope.FromString, Envelope.SerializeToString
@@ -65,10 +66,10 @@ class MeshService:
             ),
         }
 
-    def _traced(self, name: str, handler: Handler) -> grpc.RpcMethodHandler[Any, Any]:
+    def _traced(self, name: str, handler: Handler) -> Method:
         return unary_method(stack(handler, standard_layers(self._tracer, f"{NAME}/{name}")), name)
 
-    def _plain(self, name: str, handler: Handler) -> grpc.RpcMethodHandler[Any, Any]:
+    def _plain(self, name: str, handler: Handler) -> Method:
         """Return a method without a span: looking at traces should not make some."""
         return unary_method(stack(handler, [logging_failures(f"{NAME}/{name}"), errors]), name)
 

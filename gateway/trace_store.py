@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import grpc
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
@@ -15,6 +14,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from mesh.errors import InvalidInput, NotFound
+from mesh.grpc_types import Methods
 
 MAX_TRACES = 1000
 MAX_SPANS = 50_000
@@ -88,7 +88,7 @@ class StoreExporter(SpanExporter):
         return SpanExportResult.SUCCESS
 
 
-def trace_service(store: TraceStore) -> tuple[str, dict[str, grpc.RpcMethodHandler[Any, Any]]]:
+def trace_service(store: TraceStore) -> tuple[str, Methods]:
     """Return OTLP's `TraceService` over a store, as its name and methods."""
 
     async def export(request: ExportTraceServiceRequest, _: object) -> ExportTraceServiceResponse:

@@ -45,7 +45,9 @@ class Host:
     """
 
     def __init__(self, bind: str, options: Iterable[tuple[str, int]] = ()) -> None:
-        self.server = grpc.aio.server(options=(*SERVER_OPTIONS, *options))
+        self.server = grpc.aio.server(
+            options=tuple({**dict(SERVER_OPTIONS), **dict(options)}.items())
+        )
         self._bind = bind
         self._health = health_aio.HealthServicer()
         self._names = [health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]

@@ -1,6 +1,7 @@
 """What an op of preprocess_svc or postprocess_svc is, and how one is made from its parameters."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,8 +50,9 @@ class Op(Protocol):
 
 
 def _inside_repository(path: Path, info: ValidationInfo) -> Path:
-    root = Path((info.context or {}).get("root", ".")).resolve()
-    found = (root / path).resolve()
+    root = Path(os.path.abspath((info.context or {}).get("root", ".")))
+    # By the name only: a repository may well have links to folders elsewhere.
+    found = Path(os.path.normpath(root / path))
     if not found.is_relative_to(root):
         raise ValueError(f"{path} is outside the model repository")
     if not found.exists():

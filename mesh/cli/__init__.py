@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mesh.cli import calls, demo, traces, up
+from mesh.cli import calls, demo, health, traces, up
 from mesh.errors import MeshError
 
 
@@ -17,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     up.add_command(commands)
     calls.add_commands(commands)
     traces.add_command(commands)
+    health.add_command(commands)
     demo.add_command(commands)
     arguments = parser.parse_args(argv)
     try:
