@@ -44,8 +44,8 @@ e2e: install-dev  ## containers and chaos: minutes; needs Docker with Compose 2 
 	$(BIN)/pytest -q -m "compose or slow"
 
 bench: install-dev  ## measure on this machine's CPU; writes benchmarks/results/
-	$(BIN)/python benchmarks/wire.py
-	$(BIN)/python benchmarks/pipeline.py
-	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python -m benchmarks.wire
+	$(BIN)/python -m benchmarks.pipeline
+	$(BIN)/python -m benchmarks.memory
 
 .PHONY: help install install-dev demo up protos fmt lint type test e2e bench

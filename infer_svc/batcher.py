@@ -39,6 +39,8 @@ class Plan:
     key: ShapeKey
     rows: int
     """At most so many."""
+    partial: bool
+    """More rows could have joined."""
 
 
 class Batcher:
@@ -57,11 +59,12 @@ class Batcher:
         self._max_rows = config.max_rows if config.batching and config.max_rows else 1
         self._goal = self._batching.preferred[-1] if self._batching.preferred else self._max_rows
         self._idle = list(lanes)
-        self._queue = RequestQueue(self._batching)
+        self._queue = RequestQueue(self._batching, self._goal)
         self._tracer = tracer
         self._partial = False
         self._estimate = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._wakes_at = math.inf
 
     @property
     def depth(self) -> int:
@@ -83,58 +86,66 @@ class Batcher:
             EngineError: its batch failed.
         """
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._queue.push(Entry(request, tensors, key, rows, future))
+        entry = Entry(request, tensors, key, rows, future)
+        self._queue.push(entry, self._estimate)
         self._dispatch()
-        return await future
+        try:
+            return await future
+        finally:
+            self._queue.discard(entry)
 
     def _dispatch(self) -> None:
-        """Give batches to free lanes as long as the rules allow."""
-        while self._idle and self._queue:
+        """Refuse what is late, and give batches to free lanes as long as the rules allow."""
+        while self._queue:
             now = time.monotonic()
             for late in self._queue.drop_late(now):
                 _refuse_late(late)
-            plan = self._plan(now)
+            plan = self._plan(now) if self._idle else None
             if plan is None:
-                return
+                break
             entries = self._queue.take(plan.key, plan.rows)
             if entries:
-                self._start(entries, now)
+                self._start(entries, plan, now)
+        self._wake_in_time()
 
     def _plan(self, now: float) -> Plan | None:
         """Return what to run now; None: wait for more rows, a lane or the delay."""
-        key = self._queue.next_key()
-        if key is None:
+        first = self._queue.first()
+        if first is None:
             return None
+        if plan := self._plan_of(first.key, first.due <= now):
+            return plan
+        # The first one waits for others of its shapes; what cannot join it need not wait with it.
+        for key in self._queue.full():
+            return self._plan_of(key, False)
+        due, entry = self._queue.next_due()
+        return self._plan_of(entry.key, True) if entry is not None and due <= now else None
+
+    def _plan_of(self, key: ShapeKey, due: bool) -> Plan | None:
         rows = self._queue.rows(key)
         if rows >= self._goal:
-            return Plan(key, self._goal)
+            return Plan(key, self._goal, partial=False)
         if self._partial:
             return None
         reached = [size for size in self._batching.preferred if size <= rows]
         if reached:
-            return Plan(key, reached[-1])
-        due = self._queue.due(key, self._batching.delay_s, self._estimate)
-        if due <= now:
-            return Plan(key, self._max_rows)
-        self._wake_at(due, now)
-        return None
+            return Plan(key, reached[-1], partial=True)
+        return Plan(key, self._max_rows, partial=True) if due else None
 
-    def _start(self, entries: list[Entry], now: float) -> None:
+    def _start(self, entries: list[Entry], plan: Plan, now: float) -> None:
         lane = self._idle.pop()
-        rows = sum(entry.rows for entry in entries)
-        partial = rows < self._goal
-        self._partial = self._partial or partial
+        self._partial = self._partial or plan.partial
         batch = Batch([entry.tensors for entry in entries], [entry.rows for entry in entries], now)
-        lane.submit(batch, lambda result: self._finish(lane, partial, entries, batch, result))
+        lane.submit(batch, lambda result: self._finish(lane, plan, entries, batch, result))
 
     def _finish(
-        self, lane: Lane, partial: bool, entries: list[Entry], batch: Batch, result: BatchResult
+        self, lane: Lane, plan: Plan, entries: list[Entry], batch: Batch, result: BatchResult
     ) -> None:
         self._idle.append(lane)
-        if partial:
+        if plan.partial:
             self._partial = False
         took = result.run_s + result.around_s
-        self._estimate += ESTIMATE_WEIGHT * (took - self._estimate)
+        self._estimate += (ESTIMATE_WEIGHT if self._estimate else 1.0) * (took - self._estimate)
         trace = self._trace_batch(lane, entries, batch, result)
         for index, entry in enumerate(entries):
             if entry.future.done():
@@ -173,13 +184,22 @@ class Batcher:
         span.end(epoch_ns(batch.formed + result.around_s + result.run_s))
         return trace_of(span)
 
-    def _wake_at(self, due: float, now: float) -> None:
-        if math.isinf(due):
+    def _wake_in_time(self) -> None:
+        """Come back when the next entry is due or late, should nothing happen before."""
+        moment = self._queue.next_late()
+        if self._idle and not self._partial:
+            moment = min(moment, self._queue.next_due()[0])
+        if moment >= self._wakes_at:
             return
         if self._timer is not None:
             self._timer.cancel()
+        self._wakes_at = moment
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(max(0.0, due - now), self._dispatch)
+        self._timer = loop.call_later(max(0.0, moment - time.monotonic()), self._wake)
+
+    def _wake(self) -> None:
+        self._wakes_at = math.inf
+        self._dispatch()
 
 
 def _refuse_late(entry: Entry) -> None:

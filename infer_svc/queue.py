@@ -1,9 +1,13 @@
-"""What waits for a lane of one model: by priority, by shape, fair between clients."""
+"""What waits for a lane of one model: by priority, by shape, first in first out."""
 
 import asyncio
+import heapq
+import itertools
 import json
 import math
 import time
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from infer_svc.config import Batching
@@ -13,6 +17,15 @@ from mesh.tensor import Tensors
 
 ShapeKey = tuple[tuple[int, ...], ...]
 """Shapes of a request's inputs beyond the first axis, in the order of the model's inputs."""
+
+Rank = tuple[int, bool]
+"""Level and `moved` of the entries that wait in one line."""
+
+EARLY_S = 0.002
+"""An entry is due so long before it would be late: timers of the event loop are that coarse."""
+
+SLACK = 8
+"""Moments of entries that wait no more, beyond as many as wait, that are kept."""
 
 
 @dataclass(eq=False, slots=True)
@@ -27,113 +40,204 @@ class Entry:
     queued: float = field(default_factory=time.monotonic)
     expires: float = math.inf
     """When the queue policy ends its wait; its own deadline is apart."""
+    due: float = math.inf
+    """When it must start, whether its batch is full or not."""
+    level: int = 0
+    """Its priority; 1 is the most urgent."""
+    moved: bool = False
+    """Whether the queue policy put it behind the others of its level."""
+    waits: bool = False
+    """Whether it is in the queue."""
+
+    @property
+    def rank(self) -> Rank:
+        """Return its place among all lines; the smallest is served first."""
+        return self.level, self.moved
+
+
+Line = OrderedDict[Entry, None]
+"""Entries in order, each of which can be taken out."""
+
+
+class Moments:
+    """Entries by a moment of each, the soonest first; those that wait no more are passed over."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Entry]] = []
+        self._serial = itertools.count()
+
+    def add(self, moment: float, entry: Entry, waiting: int) -> None:
+        """Add an entry; `waiting` is how many wait at most."""
+        if math.isinf(moment):
+            return
+        heapq.heappush(self._heap, (moment, next(self._serial), entry))
+        if len(self._heap) > 2 * waiting + SLACK:
+            self._heap = [item for item in self._heap if item[2].waits]
+            heapq.heapify(self._heap)
+
+    def soonest(self) -> tuple[float, Entry | None]:
+        """Return the soonest moment and whose it is; infinity where there is none."""
+        while self._heap and not self._heap[0][2].waits:
+            heapq.heappop(self._heap)
+        return (self._heap[0][0], self._heap[0][2]) if self._heap else (math.inf, None)
+
+    def pop(self) -> Entry:
+        """Take out the soonest."""
+        return heapq.heappop(self._heap)[2]
+
+
+class Shape:
+    """Entries whose inputs have the same shapes, so that they can share a batch."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.lines: defaultdict[Rank, Line] = defaultdict(OrderedDict)
 
 
 class RequestQueue:
-    """Entries in the order they are to be served: level first, then turn by turn of clients."""
+    """Entries in the order they are to be served: level first, then first in, first out.
 
-    def __init__(self, batching: Batching) -> None:
+    Hundreds wait under load, and every arrival comes by here: no step looks at all of them.
+
+    Args:
+        batching: with the queue policies.
+        enough: rows of one shape that start whatever else waits.
+    """
+
+    def __init__(self, batching: Batching, enough: int = 1) -> None:
         self._batching = batching
-        self._levels: dict[int, list[Entry]] = {}
+        self._enough = enough
+        self._lines: defaultdict[Rank, Line] = defaultdict(OrderedDict)
+        self._shapes: defaultdict[ShapeKey, Shape] = defaultdict(Shape)
+        self._full: dict[ShapeKey, None] = {}
         self._size = 0
-        self._next_expiry = math.inf
+        self._due = Moments()
+        self._late = Moments()
 
     def __len__(self) -> int:
         return self._size
 
-    def push(self, entry: Entry) -> None:
+    def push(self, entry: Entry, batch_s: float = 0.0) -> None:
         """Queue an entry on its level.
+
+        Args:
+            entry: that waits nowhere yet.
+            batch_s: about how long a batch takes; an entry starts that much before its deadline.
 
         Raises:
             Overloaded: the level's `max_queue_size` is reached.
             InvalidInput: its priority or timeout cannot be used.
         """
-        level, timeout_s = self._wishes(entry.request)
-        policy = self._batching.policy(level)
-        entries = self._levels.setdefault(level, [])
-        if policy.max_size and len(entries) >= policy.max_size:
+        entry.level, timeout_s = self._wishes(entry.request)
+        policy = self._batching.policy(entry.level)
+        waiting = sum(len(self._lines.get((entry.level, moved), ())) for moved in (False, True))
+        if policy.max_size and waiting >= policy.max_size:
             raise Overloaded(
-                f"{len(entries)} requests wait for model {entry.request.target!r}, "
+                f"{waiting} requests wait for model {entry.request.target!r}, "
                 f"its max_queue_size is {policy.max_size}; try again in a moment"
             )
         limit = policy.timeout_s or math.inf
         if policy.allow_override and timeout_s:
             limit = min(limit, timeout_s)
         entry.expires = entry.queued + limit
-        entries.append(entry)
-        self._size += 1
-        self._next_expiry = min(self._next_expiry, entry.expires, entry.request.deadline)
+        entry.due = min(
+            entry.queued + self._batching.delay_s,
+            entry.request.deadline - max(2 * batch_s, EARLY_S),
+            entry.expires - EARLY_S,
+        )
+        self._insert(entry)
+        if self._batching.delay_s:
+            self._due.add(entry.due, entry, self._size)
+        self._late.add(min(entry.expires, entry.request.deadline), entry, self._size)
+
+    def discard(self, entry: Entry) -> None:
+        """Take out an entry whose caller gave up, unless it is out already."""
+        if entry.waits:
+            self._remove(entry)
 
     def drop_late(self, now: float) -> list[Entry]:
         """Take out and return what may not start any more; what its policy delays moves back."""
-        if now < self._next_expiry:
-            return []
         late: list[Entry] = []
-        moved: list[Entry] = []
-        for level, entries in list(self._levels.items()):
-            kept = []
-            for entry in entries:
-                if entry.request.deadline <= now:
-                    late.append(entry)
-                elif entry.expires > now:
-                    kept.append(entry)
-                else:
-                    (late if self._batching.policy(level).reject else moved).append(entry)
-            self._levels[level] = kept
-        for entry in moved:
+        while self.next_late() <= now:
+            entry = self._late.pop()
+            self._remove(entry)
+            if entry.request.deadline <= now or self._batching.policy(entry.level).reject:
+                late.append(entry)
+                continue
             entry.expires = math.inf
-            self._levels.setdefault(max(self._levels), []).append(entry)
-        self._size -= len(late)
-        waiting = [entry for entries in self._levels.values() for entry in entries]
-        self._next_expiry = min(
-            (min(entry.expires, entry.request.deadline) for entry in waiting), default=math.inf
-        )
+            entry.moved = True
+            self._insert(entry)
+            self._late.add(entry.request.deadline, entry, self._size)
         return late
 
-    def next_key(self) -> ShapeKey | None:
-        """Return the shapes of the entry that is served next."""
-        for level in sorted(self._levels):
-            if self._levels[level]:
-                return self._levels[level][0].key
-        return None
+    def first(self) -> Entry | None:
+        """Return the entry that is served next."""
+        return next(iter(self._lines[min(self._lines)])) if self._lines else None
+
+    def full(self) -> Iterable[ShapeKey]:
+        """Return the shapes of which enough rows wait, in the order they became so."""
+        return self._full
+
+    def next_due(self) -> tuple[float, Entry | None]:
+        """Return when the next entry that waits for more rows is due, and which it is."""
+        return self._due.soonest()
+
+    def next_late(self) -> float:
+        """Return when the next entry may not start any more."""
+        return self._late.soonest()[0]
 
     def rows(self, key: ShapeKey) -> int:
         """Return how many rows of these shapes wait."""
-        return sum(entry.rows for entry in self._of(key))
-
-    def due(self, key: ShapeKey, delay_s: float, batch_s: float) -> float:
-        """Return when entries of these shapes must start, on the clock of `time.monotonic`.
-
-        Args:
-            key: shapes.
-            delay_s: longest wait of the oldest for more rows.
-            batch_s: about how long a batch takes; an entry starts that much before its deadline.
-        """
-        return min(
-            (min(e.queued + delay_s, e.request.deadline - 2 * batch_s) for e in self._of(key)),
-            default=math.inf,
-        )
+        shape = self._shapes.get(key)
+        return shape.rows if shape is not None else 0
 
     def take(self, key: ShapeKey, max_rows: int) -> list[Entry]:
         """Take entries of these shapes, in order, as long as their rows fit; at least one."""
         taken: list[Entry] = []
+        gave_up: list[Entry] = []
         rows = 0
-        for level in sorted(self._levels):
-            kept: list[Entry] = []
-            for entry in self._levels[level]:
-                if entry.future.done():
-                    self._size -= 1  # its caller gave up
-                elif entry.key == key and (not taken or rows + entry.rows <= max_rows):
-                    taken.append(entry)
-                    rows += entry.rows
-                else:
-                    kept.append(entry)
-            self._levels[level] = kept
-        self._size -= len(taken)
+        for entry in self._of(key):
+            if entry.future.done():
+                gave_up.append(entry)
+                continue
+            if taken and rows + entry.rows > max_rows:
+                break
+            taken.append(entry)
+            rows += entry.rows
+        for entry in (*gave_up, *taken):
+            self._remove(entry)
         return taken
 
-    def _of(self, key: ShapeKey) -> list[Entry]:
-        return [e for entries in self._levels.values() for e in entries if e.key == key]
+    def _of(self, key: ShapeKey) -> Iterator[Entry]:
+        shape = self._shapes.get(key)
+        for rank in sorted(shape.lines) if shape is not None else ():
+            yield from shape.lines[rank]
+
+    def _insert(self, entry: Entry) -> None:
+        entry.waits = True
+        rank = entry.rank
+        shape = self._shapes[entry.key]
+        shape.rows += entry.rows
+        self._lines[rank][entry] = None
+        shape.lines[rank][entry] = None
+        if shape.rows >= self._enough:
+            self._full[entry.key] = None
+        self._size += 1
+
+    def _remove(self, entry: Entry) -> None:
+        entry.waits = False
+        rank = entry.rank
+        shape = self._shapes[entry.key]
+        shape.rows -= entry.rows
+        for lines in (self._lines, shape.lines):
+            del lines[rank][entry]
+            if not lines[rank]:
+                del lines[rank]
+        if not shape.lines:
+            del self._shapes[entry.key]
+        if shape.rows < self._enough:
+            self._full.pop(entry.key, None)
+        self._size -= 1
 
     def _wishes(self, request: Request) -> tuple[int, float]:
         """Return the level and the timeout in seconds that a request's parameters ask for."""
@@ -142,7 +246,7 @@ class RequestQueue:
         try:
             wishes = json.loads(request.parameters)
             level, timeout_s = int(wishes.get("priority", 0)), int(wishes.get("timeout", 0)) * 1e-6
-        except (ValueError, TypeError, AttributeError) as err:
+        except (ValueError, TypeError, AttributeError, OverflowError) as err:
             raise InvalidInput(
                 f"parameters {request.parameters[:80]!r} came, wanted a JSON object with priority "
                 "(1 is the most urgent) and timeout (microseconds)"

@@ -36,5 +36,5 @@ def configure(service: str, level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(service))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # Its warnings repeat each second while a collector is away; our spans are dropped, not queued.
-    logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)
+    # Its lines repeat each second while a collector is away; spans are dropped then, not queued.
+    logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)

@@ -10,6 +10,9 @@ from protos.mesh.v1 import stage_pb2
 
 KIND_KEY = "mesh-error"
 """Trailing metadata key of a failed unary call: the class name of the error."""
+MAX_TEXT_BYTES = 2048
+"""Of an error's text, which may quote what a caller sent: gRPC takes 8 kB of headers, where a byte
+can become three, and an envelope above its bound would end the stream of everyone."""
 
 _CODES: dict[type[errors.MeshError], grpc.StatusCode] = {
     errors.InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
@@ -56,7 +59,7 @@ def to_status(error: BaseException) -> stage_pb2.Status:
     """Return the wire form of an error."""
     shown = public(error)
     return stage_pb2.Status(
-        code=code_of(shown).value[0], message=str(shown), kind=type(shown).__name__
+        code=code_of(shown).value[0], message=_text(shown), kind=type(shown).__name__
     )
 
 
@@ -81,8 +84,15 @@ def from_rpc_error(error: grpc.RpcError) -> errors.MeshError:
 async def abort(context: Context, error: BaseException) -> NoReturn:
     """End a call with an error, so that `from_rpc_error` of the caller returns the same type."""
     shown = public(error)
-    await context.abort(code_of(shown), str(shown), ((KIND_KEY, type(shown).__name__),))
+    await context.abort(code_of(shown), _text(shown), ((KIND_KEY, type(shown).__name__),))
     raise shown  # abort raises already; this tells the type checker
+
+
+def _text(error: errors.MeshError) -> str:
+    raw = str(error).encode(errors="replace")
+    if len(raw) <= MAX_TEXT_BYTES:
+        return raw.decode()
+    return raw[:MAX_TEXT_BYTES].decode(errors="ignore") + "…"
 
 
 def _error(code: grpc.StatusCode, message: str, kind: str) -> errors.MeshError:

@@ -1,5 +1,6 @@
 """Spans for sampled items, after OpenTelemetry's conventions for RPC (v1.44)."""
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from mesh.status import SERVER_FAULTS, code_from_number
 MAX_LINKS = 1024
 """A batch span links to every member; the SDK keeps 128 unless told otherwise."""
 
+SHUTDOWN_S = 2.0
+"""Time for the last spans to leave."""
 EXPORT_EVERY_MS = 500
 """So that a trace can be looked at right after its request."""
 
@@ -79,7 +82,14 @@ def configure(
         processor = BatchSpanProcessor(exporter, schedule_delay_millis=EXPORT_EVERY_MS)
         provider.add_span_processor(processor)
         sampled.add_span_processor(processor)
-    return Tracing(provider.get_tracer("trtmesh"), sampled.get_tracer("trtmesh"), provider.shutdown)
+
+    def shutdown() -> None:
+        # A collector that is gone must not hold up the end of the process.
+        last = threading.Thread(target=provider.shutdown, daemon=True)
+        last.start()
+        last.join(SHUTDOWN_S)
+
+    return Tracing(provider.get_tracer("trtmesh"), sampled.get_tracer("trtmesh"), shutdown)
 
 
 def is_sampled(trace: bytes) -> bool:

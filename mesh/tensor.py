@@ -26,6 +26,8 @@ NUMPY_DTYPES: dict[str, np.dtype[np.generic]] = {
 
 _NAMES = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
 _LENGTH = np.dtype("<u4")
+_MAX_DIMS = 64
+"""As many as numpy has; the product of a million of them would take hours."""
 
 
 @dataclass(frozen=True)
@@ -172,20 +174,28 @@ def _from_raw(tensor: tensor_pb2.Tensor) -> Array:
             f"wanted one of {sorted(NUMPY_DTYPES)}"
         )
     shape = tuple(tensor.shape)
-    if any(dim < 0 for dim in shape):
+    if len(shape) > _MAX_DIMS or any(dim < 0 for dim in shape):
         raise InvalidInput(
-            f"tensor {tensor.name!r} has the shape {_dims(shape)} with a size below 0"
+            f"tensor {tensor.name!r} has {len(shape)} dimensions {_dims(shape[:_MAX_DIMS])}, "
+            f"wanted at most {_MAX_DIMS} and none below 0"
         )
     count = math.prod(shape)
     raw = tensor.raw
     if tensor.dtype == "BYTES":
-        return _bytes_elements(tensor.name, raw, count).reshape(shape)
+        return _shaped(tensor.name, _bytes_elements(tensor.name, raw, count), shape)
     if len(raw) != count * dtype.itemsize:
         raise InvalidInput(
             f"tensor {tensor.name!r} is {tensor.dtype}{_dims(shape)}: {len(raw)} bytes came, "
             f"wanted {count * dtype.itemsize}"
         )
-    return np.frombuffer(raw, dtype).reshape(shape)
+    return _shaped(tensor.name, np.frombuffer(raw, dtype), shape)
+
+
+def _shaped(name: str, flat: Array, shape: tuple[int, ...]) -> Array:
+    try:
+        return flat.reshape(shape)
+    except ValueError as err:  # empty, and the other sizes are too large for numpy
+        raise InvalidInput(f"tensor {name!r} has the shape {_dims(shape)}: {err}") from err
 
 
 def _bytes_elements(name: str, raw: bytes, count: int) -> Array:

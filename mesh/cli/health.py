@@ -7,6 +7,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from mesh.cli.options import Commands, add_gateway
+from mesh.errors import MeshError, NotFound
 from mesh.status import from_rpc_error
 
 
@@ -33,6 +34,13 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             answer = stub.Check(request, timeout=arguments.timeout)
         except grpc.RpcError as err:
-            raise from_rpc_error(err) from None
+            raise _explained(from_rpc_error(err), arguments) from None
     print(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
     return 0 if answer.status == health_pb2.HealthCheckResponse.SERVING else 1
+
+
+def _explained(error: MeshError, arguments: argparse.Namespace) -> MeshError:
+    """Return the error with a text; for a name it does not know, a health server sends none."""
+    if isinstance(error, NotFound):
+        return NotFound(f"{arguments.gateway} tells no health of {arguments.service!r}")
+    return error

@@ -71,7 +71,7 @@ def decode(data: bytes, header: Header, reduction: int = 1) -> Pixels:
         raise InvalidInput(f"image: this {header.kind} cannot be decoded: {err.err}") from err
     wanted = (-(-header.height // reduction), -(-header.width // reduction))
     if image is None or image.shape[:2] != wanted:
-        raise InvalidInput(f"image: a damaged {header.kind} of {len(data)} bytes came")
+        raise InvalidInput(f"image: a damaged or unusual {header.kind} of {len(data)} bytes came")
     return upright(_to_rgb(image), header.orientation)
 
 

@@ -65,5 +65,5 @@ def _read_header(data: bytes) -> Header:
 def _name(data: bytes) -> str:
     if not data:
         return "an empty file"
-    known = (name for magic, name in _OTHERS if magic.match(data))
+    known = (name for magic, name in _OTHERS if magic.match(data, 0, 64))
     return next(known, f"an unknown type of file (it begins with {data[:12]!r})")

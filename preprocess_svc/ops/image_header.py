@@ -16,7 +16,8 @@ _EXIF, _SCAN = 0xE1, 0xDA
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _ALONE = {0x01, *range(0xD0, 0xDA)}
 _END_OF_IMAGE = b"\xff\xd9"
-_MAX_PARTS = 100_000  # a real file has some thousands; 20 MB of empty parts would take seconds
+# A real file has some thousands of parts and no gaps; 20 MB of either would take seconds.
+_MAX_PARTS, _MAX_GAP = 100_000, 2**16
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def read_jpeg(data: bytes) -> Header:
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     at = 2
     for _ in range(_MAX_PARTS):
-        match = _MARKER.search(data, at)
+        match = _MARKER.search(data, at, at + _MAX_GAP)
         if match is None or match.end() + 2 > len(data):
             return
         marker, at = match[1][0], match.end()

@@ -58,20 +58,23 @@ class Letterbox:
         data: bytes = tensors["image"].item()
         header = check_image(data, self.max_bytes, self.max_pixels)
         width, height = header.upright_size
-        scale = min(self.size[0] / height, self.size[1] / width)
-        reduction = choose_reduction(header, scale)
+        reduction = choose_reduction(header, self._scale(height, width))
         picture = decode(data, header, reduction)
-        covered_height, covered_width = (reduction * side for side in picture.shape[:2])
-        picture = resize(picture, max(1, round(width * scale)), max(1, round(height * scale)))
-        high, wide, _ = picture.shape
-        pixels, top, left = self._frame(picture)
-        geometry = (width, height, wide / covered_width, high / covered_height, left, top)
-        return Outcome({"pixels": pixels[None]}, {"geometry": np.array([geometry], np.float32)})
+        scale = self._scale(*picture.shape[:2])
+        high, wide = (max(1, round(side * scale)) for side in picture.shape[:2])
+        top, left = (self.size[0] - high) // 2, (self.size[1] - wide) // 2
+        scale_y, scale_x = high / picture.shape[0] / reduction, wide / picture.shape[1] / reduction
+        geometry = np.array([(width, height, scale_x, scale_y, left, top)], np.float32)
+        pixels = self._pad(resize(picture, wide, high), top, left)
+        return Outcome({"pixels": pixels[None]}, {"geometry": geometry})
 
-    def _frame(self, picture: Pixels) -> tuple[Pixels, int, int]:
-        rows, columns = (a - b for a, b in zip(self.size, picture.shape[:2], strict=True))
-        top, left = rows // 2, columns // 2
-        border = (top, rows - top, left, columns - left)
+    def _scale(self, height: int, width: int) -> float:
+        return min(self.size[0] / height, self.size[1] / width)
+
+    def _pad(self, picture: Pixels, top: int, left: int) -> Pixels:
+        bottom = self.size[0] - top - picture.shape[0]
+        right = self.size[1] - left - picture.shape[1]
+        border = (top, bottom, left, right)
         fill = [self.pad_value] * 3
-        framed = cv2.copyMakeBorder(picture, *border, cv2.BORDER_CONSTANT, value=fill)
-        return framed, top, left
+        padded: Pixels = cv2.copyMakeBorder(picture, *border, cv2.BORDER_CONSTANT, value=fill)
+        return padded

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 _SPARE_TOKENS = 128
-_CHARACTERS_PER_TOKEN = 6  # of the first try; most texts have fewer
+_CHARACTERS_PER_TOKEN = 6  # most texts have fewer; a second try is made with 50
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -106,13 +106,11 @@ class Tokenize:
 
     def _encode(self, text: str) -> "Encoding":
         wanted = self._room + _SPARE_TOKENS
-        head = wanted * _CHARACTERS_PER_TOKEN
-        while True:
+        for head in (wanted * _CHARACTERS_PER_TOKEN, wanted * 50, len(text)):
             # Unlike `encode`, a batch releases the GIL.
             (encoding,) = self._backend.encode_batch_fast([text[:head]], add_special_tokens=False)
             if head >= len(text) or len(encoding) >= wanted:
                 break
-            head *= 8
         encoding.truncate(self._room)
         return self._backend.post_process(encoding)
 

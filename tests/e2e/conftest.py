@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import psutil
@@ -58,7 +59,8 @@ def start_mesh(log: Path, *options: str, models: Path = ROOT / "models", **env: 
         try:
             with grpc.insecure_channel(gateway) as channel:
                 request = health_pb2.HealthCheckRequest()
-                answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=2)
+                stub: Any = health_pb2_grpc.HealthStub(channel)
+                answer = stub.Check(request, timeout=2)
             if answer.status == health_pb2.HealthCheckResponse.SERVING:
                 return Mesh(gateway, process, log)
         except grpc.RpcError:

@@ -2,6 +2,7 @@ import asyncio
 import re
 import threading
 from pathlib import Path
+from typing import Any
 
 import cv2
 import grpc
@@ -108,7 +109,7 @@ def test_reflection_lists_and_describes_the_public_service(channel: grpc.Channel
 def test_health_is_serving_overall_and_for_each_pipeline(
     channel: grpc.Channel, service: str
 ) -> None:
-    stub = health_pb2_grpc.HealthStub(channel)
+    stub: Any = health_pb2_grpc.HealthStub(channel)
     request = health_pb2.HealthCheckRequest(service=service)
     assert stub.Check(request).status == health_pb2.HealthCheckResponse.SERVING
     watch = stub.Watch(request)
@@ -139,9 +140,9 @@ def test_command_line_detects_and_draws(mesh: Mesh, tmp_path: Path) -> None:
     done = mesh.cli("detect", str(PAGE), "--save", str(out))
     assert done.returncode == 0, done.stderr
     assert "9 found" in done.stdout
-    drawn, page = cv2.imread(str(out)), cv2.imread(str(PAGE))
+    drawn, page = (np.asarray(cv2.imread(str(path))) for path in (out, PAGE))
     assert drawn.shape == page.shape
-    assert (drawn != page).any()
+    assert bool((drawn != page).any())
 
 
 def test_command_line_classifies_and_lists(mesh: Mesh) -> None:

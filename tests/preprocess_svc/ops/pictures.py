@@ -22,6 +22,12 @@ def quarters(height: int = 32, width: int = 48) -> Pixels:
     return np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_NEAREST))
 
 
+def smooth(width: int, height: int) -> Pixels:
+    """Colours without edges, which a JPEG and scaling change little."""
+    small = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    return np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC))
+
+
 def corners(rgb: Pixels) -> list[tuple[int, ...]]:
     """Return the colours in the middles of the four quarters, read as lines."""
     height, width = rgb.shape[:2]

@@ -71,7 +71,7 @@ def test_a_huge_picture_is_refused_without_an_allocation(data: bytes) -> None:
         (b"\n <svg xmlns=", "an SVG or a web page came"),
         (b"RIFF\x10\0\0\0WAVEfmt ", "unknown type of file"),
         (b"\xff\xd8\xff", "0x0 pixels came that is cut off: it has only 3 bytes"),
-        (HUGE_PNG[:20], "cut off in its header came (20 bytes)"),
+        (HUGE_PNG[:20], "a file came that is cut off in its header (20 bytes)"),
         ((DATA / "animated.webp").read_bytes(), "a WebP of 48x32 pixels came that is animated"),
         (
             png(1, 1, b"\0\1", extra=png_chunk(b"acTL", bytes(8))),

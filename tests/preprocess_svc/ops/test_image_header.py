@@ -68,7 +68,7 @@ def test_a_file_cut_anywhere_is_never_complete(kind: str) -> None:
         try:
             assert not READERS[kind](FILES[kind][:end]).complete, end
         except struct.error:
-            assert end < 60
+            assert end < 200  # inside the header
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -143,6 +143,6 @@ def test_a_webp_without_a_picture_has_no_size() -> None:
 def test_twenty_megabytes_of_empty_parts_are_read_quickly(
     reader: Callable[[bytes], Header], data: bytes
 ) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     reader(data)
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5

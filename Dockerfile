@@ -1,0 +1,54 @@
+# One target per service: gateway, preprocess, infer, postprocess. They differ in settings only, so
+# that four images take the space of one.
+ARG BASE=python:3.11-slim-bookworm
+
+# The list alone, so that a change elsewhere in pyproject.toml does not install everything again.
+FROM ${BASE} AS dependencies
+COPY pyproject.toml /
+RUN python -c "import tomllib; project = tomllib.load(open('/pyproject.toml', 'rb'))['project']; \
+    print(*project['dependencies'], sep='\n')" >/requirements.txt
+
+FROM ${BASE} AS libraries
+# pip reads this variable; it stays out of the images, which copy only /opt/venv from here.
+ARG PIP_INDEX_URL
+# Without pip: what runs in production installs nothing.
+RUN python -m venv --without-pip /opt/venv
+COPY --from=dependencies /requirements.txt /
+RUN pip --python /opt/venv/bin/python install --no-cache-dir -r /requirements.txt
+
+FROM libraries AS program
+COPY . /src
+RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --prefix /opt/program /src
+
+FROM ${BASE} AS service
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
+# A tokenizer comes from the model repository, never from the network, and no advice goes to the log.
+ENV HF_HUB_OFFLINE=1 TRANSFORMERS_NO_ADVISORY_WARNINGS=1
+# From 1.31 on, ONNX Runtime reports its use to its makers unless told not to.
+ENV ORT_DISABLE_TELEMETRY=1
+RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin mesh
+COPY --from=libraries /opt/venv /opt/venv
+# A layer of its own: a change of ours is 2 MB to push and pull, not all libraries again.
+COPY --from=program /opt/program /opt/venv
+# A number, for orchestrators that must see that it is not root.
+USER 10001:10001
+
+FROM service AS gateway
+ENV GATEWAY_BIND=0.0.0.0:8001 GATEWAY_METRICS_PORT=8002 GATEWAY_MODELS=/models
+EXPOSE 8001 8002
+ENTRYPOINT ["python", "-m", "gateway"]
+
+FROM service AS preprocess
+ENV PREPROCESS_BIND=0.0.0.0:8011 PREPROCESS_MODELS=/models
+EXPOSE 8011
+ENTRYPOINT ["python", "-m", "preprocess_svc"]
+
+FROM service AS infer
+ENV INFER_BIND=0.0.0.0:8012 INFER_MODELS=/models
+EXPOSE 8012
+ENTRYPOINT ["python", "-m", "infer_svc"]
+
+FROM service AS postprocess
+ENV POSTPROCESS_BIND=0.0.0.0:8013 POSTPROCESS_MODELS=/models
+EXPOSE 8013
+ENTRYPOINT ["python", "-m", "postprocess_svc"]

@@ -1,0 +1,176 @@
+"""JPEG in, top-5 out: the four services against a plain loop in one process, in one run.
+
+The model is a small CNN with seeded random weights over 224 x 224 pixels of uint8, the pictures
+are 64 distinct JPEG files of 640 x 480. Clients are unary callers in a process of their own.
+Rounds are interleaved, and both sides use both cores: the loop runs two threads.
+"""
+
+import asyncio
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import grpc
+import numpy as np
+import uvloop
+
+from benchmarks.bench_model import write_repository
+from benchmarks.environment import keep
+from infer_svc.backends.onnxruntime import load_onnxruntime
+from mesh.cli.up import wait_ready
+from mesh.tensor import Tensors, bytes_tensor
+from postprocess_svc.ops.top_k import TopK
+from preprocess_svc.ops.center_crop import CenterCrop
+from protos.mesh.v1 import mesh_pb2
+
+GATEWAY = "127.0.0.1:18991"
+CONCURRENCY = 32
+SECONDS = 6.0
+ROUNDS = 3
+
+
+def pictures() -> list[bytes]:
+    """Return 64 distinct JPEG files of 640 x 480, with the detail of photos."""
+    random = np.random.default_rng(7)
+    files = []
+    for _ in range(64):
+        coarse = random.integers(0, 255, (30, 40, 3), np.uint8)
+        picture = cv2.resize(coarse, (640, 480), interpolation=cv2.INTER_CUBIC)
+        noise = random.normal(0, 6, picture.shape)
+        noisy = np.clip(picture + noise, 0, 255).astype(np.uint8)
+        files.append(cv2.imencode(".jpg", noisy, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes())
+    return files
+
+
+class PlainLoop:
+    """What people write without a server: decode, resize, run, sort."""
+
+    def __init__(self, model: Path) -> None:
+        self._engine = load_onnxruntime(model, 1)
+
+    def run(self, file: bytes) -> Tensors:
+        picture = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR)
+        if picture is None:
+            raise ValueError("not a picture")
+        scale = 256 / min(picture.shape[:2])
+        size = (round(picture.shape[1] * scale), round(picture.shape[0] * scale))
+        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+        top, left = (picture.shape[0] - 224) // 2, (picture.shape[1] - 224) // 2
+        crop = cv2.cvtColor(picture[top : top + 224, left : left + 224], cv2.COLOR_BGR2RGB)
+        logits = self._engine.run({"pixels": crop[None]})["logits"].astype(np.float64)[0]
+        scores = np.exp(logits - logits.max())
+        best = np.argsort(-scores)[:5]
+        return {"classes": best, "scores": scores[best] / scores.sum()}
+
+
+class OwnOpsLoop:
+    """The same with the mesh's own ops, in one process."""
+
+    def __init__(self, model: Path) -> None:
+        self._engine = load_onnxruntime(model, 1)
+        self._before = CenterCrop(size=(224, 224), resize=256)
+        self._after = TopK(k=5)
+
+    def run(self, file: bytes) -> Tensors:
+        prepared = self._before({"image": bytes_tensor(file)}, {})
+        return self._after(self._engine.run(prepared.tensors), prepared.context).tensors
+
+
+def loop_rate(loop: PlainLoop | OwnOpsLoop, files: list[bytes], seconds: float) -> float:
+    """Return requests per second of two threads."""
+    counts = [0, 0]
+    end = time.perf_counter() + seconds
+
+    def work(index: int) -> None:
+        while time.perf_counter() < end:
+            loop.run(files[counts[index] % len(files)])
+            counts[index] += 1
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / (time.perf_counter() - began)
+
+
+async def client(concurrency: int, seconds: float) -> None:
+    """Call the mesh in a closed loop; print requests, seconds and the median latency in ms."""
+    files = pictures()
+    waits: list[float] = []
+    async with grpc.aio.insecure_channel(GATEWAY) as channel:
+        call = channel.unary_unary(
+            "/mesh.v1.Mesh/Classify",
+            request_serializer=mesh_pb2.ClassifyRequest.SerializeToString,
+            response_deserializer=mesh_pb2.ClassifyResponse.FromString,
+        )
+        end = time.perf_counter() + seconds
+
+        async def worker(index: int) -> None:
+            while (started := time.perf_counter()) < end:
+                request = mesh_pb2.ClassifyRequest(images=[files[index % len(files)]])
+                response = await call(request, timeout=30)
+                if len(response.results[0].categories) != 5:
+                    raise ValueError("not five categories")
+                waits.append(time.perf_counter() - started)
+                index += concurrency
+
+        began = time.perf_counter()
+        await asyncio.gather(*(worker(index) for index in range(concurrency)))
+        took = time.perf_counter() - began
+    print(len(waits), took, statistics.median(waits) * 1e3)
+
+
+def mesh_rate(concurrency: int, seconds: float) -> tuple[float, float]:
+    """Return requests per second and the median latency in ms, measured by a client process."""
+    words = ["-m", "benchmarks.pipeline", "client", str(concurrency), str(seconds)]
+    done = subprocess.run([sys.executable, *words], check=True, capture_output=True, text=True)
+    count, took, wait = map(float, done.stdout.split())
+    return count / took, wait
+
+
+def measure() -> None:
+    cv2.setNumThreads(1)
+    files = pictures()
+    with tempfile.TemporaryDirectory() as folder:
+        model = write_repository(Path(folder))
+        loops = (PlainLoop(model), OwnOpsLoop(model))
+        up = [sys.executable, "-m", "mesh.cli", "up", "--models", folder, "--bind", GATEWAY]
+        mesh = subprocess.Popen(up)
+        try:
+            if not asyncio.run(wait_ready(GATEWAY, 60)):
+                raise RuntimeError("the mesh is not ready")
+            mesh_rate(CONCURRENCY, 1.0)
+            rows = [
+                (
+                    *(loop_rate(loop, files, SECONDS) for loop in loops),
+                    *mesh_rate(CONCURRENCY, SECONDS), *mesh_rate(1, SECONDS / 2),
+                )
+                for _ in range(ROUNDS)
+            ]  # fmt: skip
+        finally:
+            mesh.terminate()
+            mesh.wait()
+    names = ["loop_per_s", "own_ops_loop_per_s", "mesh_per_s", "p50_ms", "alone_per_s", "alone_ms"]
+    columns = zip(*rows, strict=True)
+    figures: dict[str, float] = {
+        name: round(statistics.median(column), 2)
+        for name, column in zip(names, columns, strict=True)
+    }
+    figures["mesh_to_loop"] = round(statistics.median(row[2] / row[0] for row in rows), 3)
+    figures["mesh_to_own_ops_loop"] = round(statistics.median(row[2] / row[1] for row in rows), 3)
+    print(figures)
+    keep("pipeline", figures)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["client"]:
+        uvloop.run(client(int(sys.argv[2]), float(sys.argv[3])))
+    else:
+        measure()
