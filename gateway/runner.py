@@ -16,11 +16,12 @@ from mesh.client import Lease, StageClient
 from mesh.errors import InvalidInput, MeshError, NotFound, Refused, StageUnavailable
 from mesh.host import Host
 from mesh.item import Reply, Request
+from mesh.link import Link
 from protos.mesh.v1.stage_pb2 import Target
 
 HEALTH_EVERY_S = 0.2
-CHECK_EVERY = 25
-"""Health rounds between two comparisons of the pipelines with their stages."""
+RETRY_EVERY = 25
+"""Health rounds after which a pipeline that is not served is looked at again."""
 
 log = logging.getLogger(__name__)
 
@@ -121,8 +122,12 @@ class PipelineRunner:
 
     async def watch(self, host: Host) -> None:
         """Check pipelines and tell their health, overall and each by name, until cancelled."""
+        checked: list[Link] = []
         for tick in itertools.count():
-            if tick % CHECK_EVERY == 0 or not self._served:
+            replicas = [link for client in self._stages.all() for link in client.replicas]
+            unserved = len(self._served) < len(self._configs)
+            if replicas != checked or (unserved and tick % RETRY_EVERY == 0):
+                checked = replicas
                 await self.check()
             ready = {name: self.is_ready(name) for name in self._configs}
             for name, serving in ready.items():

@@ -15,7 +15,7 @@ from mesh.grpc_types import Stream
 from mesh.item import Reply, Request, Timings
 from mesh.outbox import CHANNEL_BYTES, MAX_ITEM_BYTES, WHOLE_ITEM_BYTES, Assembler, Outbox
 from mesh.status import from_rpc_error
-from protos.mesh.v1.stage_pb2 import Envelope, Grant, Hello, Item
+from protos.mesh.v1.stage_pb2 import Envelope, Hello, Item
 
 SWEEP_S = 0.01
 """How often items in flight are compared with their deadlines."""
@@ -69,7 +69,7 @@ class Link:
         """The stream is gone."""
         self._method = method
         self._changed = changed
-        self._grant = Grant()
+        self._max_items = self._max_bytes = self._depth = 0
         self._depth_at = 0.0
         self._sent_since = 0
         self._pending: dict[int, _Pending] = {}
@@ -93,7 +93,7 @@ class Link:
         """Tell whether the replica's grant has room for one more item of that many bytes."""
         if self.items == 0:
             return True
-        return self.items < self._grant.items and self.bytes + size <= self._grant.bytes
+        return self.items < self._max_items and self.bytes + size <= self._max_bytes
 
     def load(self, now: float) -> float:
         """Return how busy the replica is: its queue depth as last reported, and what went since.
@@ -102,7 +102,7 @@ class Link:
         """
         if now - self._depth_at > 0.1:
             return self.items
-        return max(self.items, self._grant.queue_depth + self._sent_since)
+        return max(self.items, self._depth + self._sent_since)
 
     async def send(
         self, request: Request, trace: bytes, more: Callable[[Reply], None] | None = None
@@ -148,7 +148,7 @@ class Link:
                 await self._run_streams(data, control)
         except grpc.aio.AioRpcError as err:
             reason = str(from_rpc_error(err)) or err.code().name
-        except (InvalidInput, asyncio.InvalidStateError, OSError) as err:
+        except (MeshError, grpc.aio.BaseError, asyncio.InvalidStateError) as err:
             reason = str(err)
         finally:
             self._fail_pending(reason)
@@ -195,8 +195,7 @@ class Link:
     async def _read_first(self, stream: Stream) -> None:
         first = await stream.read()  # a replica that still loads grants nothing
         if not isinstance(first, Envelope):
-            await stream.code()  # a refused stream: let its status be raised
-            raise grpc.aio.UsageError(f"{self.address} closed the stream at once")
+            raise StageUnavailable("it closed the stream at once")
         self._take(first, Assembler())
 
     async def _read(self, stream: Stream) -> None:
@@ -209,7 +208,9 @@ class Link:
 
     def _take(self, envelope: Envelope, assembler: Assembler) -> None:
         if envelope.HasField("grant"):
-            self._grant = envelope.grant
+            grant = envelope.grant  # copied: it would keep the whole envelope alive
+            self._max_items, self._max_bytes = grant.items, grant.bytes
+            self._depth = grant.queue_depth
             self._depth_at = time.monotonic()
             self._sent_since = 0
         for item in envelope.items:

@@ -4,6 +4,8 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 
+from google.protobuf.message import DecodeError
+
 from mesh.errors import InvalidInput
 from protos.mesh.v1.stage_pb2 import Envelope, Fragment, Item
 
@@ -132,7 +134,10 @@ class Assembler:
         if not fragment.last:
             return None
         self._drop(fragment.id)
-        return Item.FromString(b"".join(parts))
+        try:
+            return Item.FromString(b"".join(parts))
+        except DecodeError as err:
+            raise InvalidInput(f"fragments of item {fragment.id} are no item together") from err
 
     def _begin(self, fragment: Fragment) -> list[bytes]:
         total = fragment.total_bytes
