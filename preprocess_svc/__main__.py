@@ -1,5 +1,7 @@
 """`python -m preprocess_svc`: one replica of the preprocess stage."""
 
+import os
+
 import cv2
 
 from mesh import log, telemetry
@@ -9,7 +11,16 @@ from mesh.server import Limits
 from mesh.settings import TelemetrySettings, load
 from mesh.stage import Stage
 from preprocess_svc.ops import OPS
+from preprocess_svc.ops.image import silence_opencv
 from preprocess_svc.settings import PreprocessSettings
+
+LIBRARIES = {
+    # Processes are the replicas; a pool of threads in each would only fight over the cores.
+    "RAYON_NUM_THREADS": "1",
+    # Tokenizers need no PyTorch, so nobody has to be told that it is not there.
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+}
+"""Variables that libraries read when they are first used; what is set already stays."""
 
 
 async def main() -> None:
@@ -17,7 +28,10 @@ async def main() -> None:
     log.configure("preprocess", "INFO")
     settings = load(PreprocessSettings)
     log.configure("preprocess", settings.log_level)
+    for name, value in LIBRARIES.items():
+        os.environ.setdefault(name, value)  # noqa: TID251 for libraries
     cv2.setNumThreads(1)
+    silence_opencv()
     tracing = telemetry.configure("preprocess", load(TelemetrySettings))
     limits = Limits(max_items=settings.max_items, max_age_s=settings.max_age_s)
     with OpHost(OPS, settings.models, settings.threads) as ops:
