@@ -1,6 +1,5 @@
 """Op `center_crop`: the middle of a picture, at a fixed size."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +15,7 @@ from preprocess_svc.ops.image_check import check_image
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class CenterCrop:
-    """Scale a picture by its shorter side, then cut out the middle."""
+    """The middle of a picture, as if it was scaled by its shorter side and then cut."""
 
     size: tuple[PositiveInt, PositiveInt] = (224, 224)
     """Height and width of the crop in pixels."""
@@ -70,11 +69,10 @@ class CenterCrop:
         return self.resize / min(height, width)
 
     def _crop(self, picture: Pixels) -> Pixels:
+        """Cut first, then scale: the same pixels within rounding, for half the work."""
         scale = self._scale(*picture.shape[:2])
-        # Without this cut a picture of 1x10000 pixels would grow to 256x2560000.
-        picture = _middle(picture, [math.ceil(4 * side / scale) for side in self.size])
-        high, wide = (round(side * scale) for side in picture.shape[:2])
-        return np.ascontiguousarray(_middle(resize(picture, wide, high), self.size))
+        region = _middle(picture, [max(1, round(side / scale)) for side in self.size])
+        return np.ascontiguousarray(resize(region, self.size[1], self.size[0]))
 
 
 def _middle(picture: Pixels, size: Sequence[int]) -> Pixels:
