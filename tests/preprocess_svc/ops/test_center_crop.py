@@ -49,7 +49,7 @@ def test_defaults_are_those_of_image_net() -> None:
     scaled = cv2.resize(picture, (341, 256), interpolation=cv2.INTER_AREA)
     wanted = scaled[16:240, 58:282].astype(int)
     # Cut before scaling, so half a pixel of rounding may lie between the two.
-    assert np.abs(run(op, encode("png", picture)) - wanted).mean() < 2
+    assert np.abs(run(op, encode("png", picture)) - wanted).mean() < 4
     assert np.abs(run(op, encode("png", picture[:, ::-1])) - wanted).mean() > 20
 
 
