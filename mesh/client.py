@@ -24,7 +24,7 @@ from mesh.errors import (
 )
 from mesh.fair_queue import FairQueue
 from mesh.item import Reply, Request
-from mesh.link import CHANNEL_OPTIONS, Link
+from mesh.link import CHANNEL_OPTIONS, Lease, Link
 from mesh.resolver import resolve
 from mesh.status import from_rpc_error, to_status
 from mesh.telemetry import (
@@ -61,28 +61,6 @@ class ClientLimits:
     """UNAVAILABLE replies in a row after which a replica is left alone for a while."""
 
 
-class Lease:
-    """The right to have one item of so many bytes in flight at one replica."""
-
-    __slots__ = ("_client", "link", "size")
-
-    def __init__(self, client: "StageClient", link: Link, size: int) -> None:
-        self._client: StageClient | None = client
-        self.link = link
-        self.size = size
-        link.items += 1
-        link.bytes += size
-
-    def release(self) -> None:
-        """Give the right back; a second time does nothing."""
-        client, self._client = self._client, None
-        if client is not None:
-            self.link.items -= 1
-            self.link.bytes -= self.size
-            self.link.released()
-            client.wake()
-
-
 class StageClient:
     """Every replica of one stage, as one callable.
 
@@ -116,6 +94,7 @@ class StageClient:
         self._changed = asyncio.Event()
         self._closed = False
         self._draining: set[asyncio.Task[None]] = set()
+        self._lost: dict[str, str] = {}
 
     async def __aenter__(self) -> "StageClient":
         await self._refresh()
@@ -163,7 +142,7 @@ class StageClient:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), max(0.0, left))
             if left <= 0:
-                raise StageUnavailable(f"no replica of {self.stage} at {self._targets} is ready")
+                raise self._no_replica()
 
     async def describe(
         self, targets: Iterable[Target], timeout_s: float = 10.0
@@ -203,7 +182,7 @@ class StageClient:
         if not self._waiting:
             link = self._choose(size)
             if link is not None:
-                return Lease(self, link, size)
+                return Lease(link, size, self.wake)
         return await self._wait(size, deadline, client)
 
     async def call(
@@ -261,7 +240,7 @@ class StageClient:
             if link is None:
                 return
             self._waiting.pop()
-            future.set_result(Lease(self, link, size))
+            future.set_result(Lease(link, size, self.wake))
 
     async def _send(
         self, link: Link, request: Request, attempt: int, more: Callable[[Reply], None] | None
@@ -328,22 +307,25 @@ class StageClient:
         if math.isinf(left) and not self.replicas:
             left = self._limits.no_replica_s
         future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        self._waiting.push(client, (size, future))
+        entry = (size, future)
+        self._waiting.push(client, entry)
         self.wake()
         try:
-            return await asyncio.wait_for(future, None if math.isinf(left) else max(0.0, left))
-        except TimeoutError:
+            # Not wait_for: that of Python 3.11 loses a cancel in the moment of the grant.
+            async with asyncio.timeout(None if math.isinf(left) else max(0.0, left)):
+                return await future
+        except (TimeoutError, asyncio.CancelledError) as err:
+            self._waiting.remove(client, entry)
+            if future.done() and not future.cancelled() and future.exception() is None:
+                future.result().release()
+            self.wake()  # a smaller one behind it may fit
+            if isinstance(err, asyncio.CancelledError):
+                raise
             if not self.replicas:
-                raise StageUnavailable(
-                    f"no replica of {self.stage} at {self._targets} could be reached in time"
-                ) from None
+                raise self._no_replica() from None
             raise DeadlineExceeded(
                 f"no replica of {self.stage} had room before the deadline"
             ) from None
-        except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
-                future.result().release()
-            raise
 
     async def _resolve_forever(self) -> None:
         while True:
@@ -351,12 +333,17 @@ class StageClient:
             await self._refresh()
 
     async def _refresh(self) -> None:
-        wanted = await resolve(self._targets)
+        try:
+            wanted = await resolve(self._targets)
+        except StageUnavailable as err:
+            log.warning("addresses stay as they are", extra={"error": str(err)})
+            return
         for address in wanted - self._keepers.keys():
             self._keepers[address] = asyncio.create_task(self._keep(address))
         for address in self._keepers.keys() - wanted:
             # A name that is gone is no reason to cut work: its streams finish what they have.
             self._keepers.pop(address).cancel()
+            self._lost.pop(address, None)
 
     async def _keep(self, address: str) -> None:
         """Keep one link to an address; a drained one finishes its items beside the next."""
@@ -383,7 +370,18 @@ class StageClient:
             await link.run()
         finally:
             self._links.remove(link)
+            if self._lost.get(link.address) != link.reason:
+                self._lost[link.address] = link.reason
+                fields = {"stage": self.stage, "replica": link.address, "reason": link.reason}
+                log.info("link ended", extra=fields)
             self._on_change()
+
+    def _no_replica(self) -> StageUnavailable:
+        """Return the error that no replica takes items, with why each went away last."""
+        reasons = "".join(f"; {address}: {reason}" for address, reason in self._lost.items())
+        return StageUnavailable(
+            f"no replica of {self.stage} at {self._targets} could be reached in time{reasons}"
+        )
 
     def _on_change(self) -> None:
         self._changed.set()

@@ -49,3 +49,14 @@ class FairQueue(Generic[T]):
         else:
             del self._queues[client]
         return item
+
+    def remove(self, client: str, item: T) -> None:
+        """Take this very item out before its turn; does nothing if it is gone."""
+        queue = self._queues.get(client, ())
+        for index, waiting in enumerate(queue):
+            if waiting is item:
+                del self._queues[client][index]
+                self._size -= 1
+                break
+        if client in self._queues and not self._queues[client]:
+            del self._queues[client]

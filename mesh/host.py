@@ -30,6 +30,7 @@ SWITCH_INTERVAL_S = 0.0005
 
 SERVER_OPTIONS = (
     *CHANNEL_OPTIONS,
+    ("grpc.http2.ping_timeout_ms", 20_000),  # clients may be far away
     ("grpc.so_reuseport", 0),  # two servers on one port must be an error
     ("grpc.http2.min_ping_interval_without_data_ms", 1000),
     ("grpc.keepalive_permit_without_calls", 1),

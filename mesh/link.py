@@ -30,6 +30,7 @@ CHANNEL_OPTIONS = (
     # A replica that hangs is noticed after 8 s, one that died at once.
     ("grpc.keepalive_time_ms", 5000),
     ("grpc.keepalive_timeout_ms", 3000),
+    ("grpc.http2.ping_timeout_ms", 3000),  # 60 s unless set, whatever keepalive_timeout_ms says
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -67,6 +68,8 @@ class Link:
         """Not chosen before this time while others can be."""
         self.dead = False
         """The stream is gone."""
+        self.reason = ""
+        """Why it is gone."""
         self._method = method
         self._changed = changed
         self._max_items = self._max_bytes = self._depth = 0
@@ -281,6 +284,7 @@ class Link:
     def _fail_pending(self, reason: str) -> None:
         self._outbox = None
         self.dead = True
+        self.reason = reason
         if self._sweeper is not None:
             self._sweeper.cancel()
         pending, self._pending = self._pending, {}
@@ -290,6 +294,28 @@ class Link:
                 entry.future.set_exception(error)
         self.drained.set()
         self._changed()
+
+
+class Lease:
+    """The right to have one item of so many bytes in flight at one replica."""
+
+    __slots__ = ("_released", "link", "size")
+
+    def __init__(self, link: Link, size: int, released: Callable[[], None]) -> None:
+        self._released: Callable[[], None] | None = released
+        self.link = link
+        self.size = size
+        link.items += 1
+        link.bytes += size
+
+    def release(self) -> None:
+        """Give the right back; a second time does nothing."""
+        released, self._released = self._released, None
+        if released is not None:
+            self.link.items -= 1
+            self.link.bytes -= self.size
+            self.link.released()
+            released()
 
 
 def _hello(session: str, *, control: bool) -> Envelope:

@@ -59,10 +59,16 @@ class OpHost:
     async def __call__(self, request: Request) -> Reply:
         """Queue a request for a thread; a handler as in `mesh.item`."""
         future: asyncio.Future[Reply] = self._loop.create_future()
+        job = (request, future)
         with self._ready:
-            self._queue.push(request.client, (request, future))
+            self._queue.push(request.client, job)
             self._ready.notify()
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            with self._ready:
+                self._queue.remove(request.client, job)  # its payload waits for nobody
+            raise
 
     def describe(self, targets: Iterable[Target]) -> list[TargetSpec]:
         """Return what each op with its parameters takes and makes; no targets: every op's name."""
@@ -129,6 +135,8 @@ class OpHost:
 def _settle(future: asyncio.Future[Reply], result: Reply | BaseException) -> None:
     if future.done():
         return
+    if isinstance(result, StopIteration):  # a future takes any error but this one
+        result = RuntimeError(f"the op raised {result!r}")
     if isinstance(result, BaseException):
         future.set_exception(result)
     else:

@@ -110,6 +110,8 @@ class StageServer:
         await self._open.wait()
         if self._draining and not hello.control:
             raise StageUnavailable("this replica is going away")
+        if hello.session in self._sessions and not hello.control:
+            raise InvalidInput(f"a data stream of session {hello.session!r} is open already")
         return hello
 
     async def _run_control(
@@ -127,7 +129,7 @@ class StageServer:
                 for item_id in envelope.cancel:
                     task = session.tasks.get(item_id)
                     if task is not None:
-                        task.cancel()
+                        _cancel(task)
         finally:
             session.control = None
             outbox.close()
@@ -157,7 +159,7 @@ class StageServer:
                 age.cancel()
             del self._sessions[key]
             for task in session.tasks.values():
-                task.cancel()
+                _cancel(task)
             writer.cancel()
             await _finish(writer)
 
@@ -183,6 +185,8 @@ class StageServer:
 
     def _accept(self, item: Item, session: Session, now: float) -> None:
         key = item.id
+        if key in session.tasks:
+            raise InvalidInput(f"item {key} came, which is in flight already")
         if self._depth >= self._limits.max_items:
             full = ReplicaFull(f"{self._depth} items are waiting or running here, no more fit")
             _send(session.data, key, Reply(status=to_status(full)))
@@ -260,6 +264,11 @@ def _fill_timings(item: Item, reply: Reply) -> None:
     timings.batch_us = int(reply.timings.batch * 1e6)
     timings.run_us = int(reply.timings.run * 1e6)
     timings.batch_rows = reply.timings.batch_rows
+
+
+def _cancel(task: asyncio.Task[None]) -> None:
+    """Cancel after the task's first step: one that never began would not run its `finally`."""
+    asyncio.get_running_loop().call_soon(task.cancel)
 
 
 async def _finish(writer: asyncio.Task[None]) -> None:

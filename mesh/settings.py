@@ -1,10 +1,11 @@
 """Settings from environment variables: read once, checked, frozen."""
 
+import logging
 import os
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from mesh.errors import SettingsError
@@ -21,6 +22,8 @@ class TelemetrySettings(BaseSettings):
     """Empty: each service has its own name."""
     sdk_disabled: bool = False
     """No spans leave the process."""
+    traces_sampler: str = ""
+    """As the SDK takes it; empty: 1 % of the requests that bring no trace context of their own."""
     traces_exporter: str = ""
     """`otlp` or `none`; empty: `otlp` where an endpoint is set."""
     exporter_otlp_endpoint: str = ""
@@ -38,6 +41,12 @@ class TelemetrySettings(BaseSettings):
         return wanted and not self.sdk_disabled
 
 
+def _level(name: str) -> str:
+    if name.upper() not in logging.getLevelNamesMapping():
+        raise ValueError("wanted DEBUG, INFO, WARNING, ERROR or CRITICAL")
+    return name
+
+
 class ServiceSettings(BaseSettings):
     """What every service of the mesh can be told."""
 
@@ -51,7 +60,7 @@ class ServiceSettings(BaseSettings):
     """Where Prometheus metrics are served over HTTP; 0: nowhere."""
     drain_s: float = Field(20.0, gt=0)
     """After SIGTERM, seconds for what is under way; a second signal ends at once."""
-    log_level: str = "INFO"
+    log_level: Annotated[str, AfterValidator(_level)] = "INFO"
     """Name of a level of `logging`."""
 
 

@@ -1,5 +1,6 @@
 """Spans for sampled items, after OpenTelemetry's conventions for RPC (v1.44)."""
 
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBasedTraceIdRatio
 from opentelemetry.trace import (
     Link,
     NonRecordingSpan,
@@ -31,6 +32,8 @@ from mesh.status import SERVER_FAULTS, code_from_number
 MAX_LINKS = 1024
 """A batch span links to every member; the SDK keeps 128 unless told otherwise."""
 
+DEFAULT_RATIO = 0.01
+"""Share of requests without a trace context that are traced, unless `OTEL_TRACES_SAMPLER` is set."""
 SHUTDOWN_S = 2.0
 """Time for the last spans to leave."""
 EXPORT_EVERY_MS = 500
@@ -43,6 +46,9 @@ BATCH_ITEMS = "mesh.batch.items"
 BATCH_INDEX = "mesh.batch.index"
 LANE = "mesh.lane"
 PIPELINE = "mesh.pipeline"
+
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+"""Versions after 00 may have more parts."""
 
 Attributes = Mapping[str, str | int | float | bool]
 
@@ -74,7 +80,8 @@ def configure(
         attributes["service.name"] = service
     limits = SpanLimits() if settings.span_link_count_limit else SpanLimits(max_links=MAX_LINKS)
     resource = Resource.create(attributes)
-    provider = TracerProvider(resource=resource, span_limits=limits)
+    sampler = None if settings.traces_sampler else ParentBasedTraceIdRatio(DEFAULT_RATIO)
+    provider = TracerProvider(sampler, resource, span_limits=limits)
     sampled = TracerProvider(ALWAYS_ON, resource, span_limits=limits)
     if settings.exports:
         exporter = OTLPSpanExporter()
@@ -114,13 +121,10 @@ def context_of(trace: bytes) -> SpanContext:
 
 def from_traceparent(header: str) -> bytes:
     """Return the binary form of a W3C `traceparent` header; empty when it is none."""
-    parts = header.split("-")
-    if len(parts) < 4 or [len(part) for part in parts[:4]] != [2, 32, 16, 2]:
+    found = _TRACEPARENT.fullmatch(header)
+    if found is None or (header.startswith("00") and found[4]):
         return b""
-    try:
-        binary = bytes.fromhex("".join(parts[1:4]))
-    except ValueError:
-        return b""
+    binary = bytes.fromhex(found[1] + found[2] + found[3])
     return binary if any(binary[:16]) and any(binary[16:24]) else b""
 
 
