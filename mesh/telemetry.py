@@ -33,7 +33,7 @@ MAX_LINKS = 1024
 """A batch span links to every member; the SDK keeps 128 unless told otherwise."""
 
 DEFAULT_RATIO = 0.01
-"""Share of requests without a trace context that are traced, unless `OTEL_TRACES_SAMPLER` is set."""
+"""Of requests without a trace context, where `OTEL_TRACES_SAMPLER` is not set."""
 SHUTDOWN_S = 2.0
 """Time for the last spans to leave."""
 EXPORT_EVERY_MS = 500
