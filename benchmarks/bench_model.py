@@ -29,8 +29,13 @@ def write_repository(root: Path) -> Path:
     return path
 
 
-def bench_model() -> onnx.ModelProto:
-    """Return the model: pixels UINT8[-1,224,224,3] to logits FP32[-1,1000]."""
+def bench_model(*, normalizes: bool = True) -> onnx.ModelProto:
+    """Return the model, with logits FP32[-1,1000].
+
+    Args:
+        normalizes: whether the graph takes pixels UINT8[-1,224,224,3] and scales them itself;
+            False: it takes x0 FP32[-1,3,224,224], as exported models mostly do.
+    """
     random = np.random.default_rng(0)
     weights = {
         "w1": random.normal(0, 0.1, (8, 3, 7, 7)), "w2": random.normal(0, 0.1, (16, 8, 3, 3)),
@@ -48,9 +53,13 @@ def bench_model() -> onnx.ModelProto:
         helper.make_node("Flatten", ["x5"], ["x6"]),
         helper.make_node("Gemm", ["x6", "w3"], ["logits"], transB=1),
     ]
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["n", 224, 224, 3])
+    floats = helper.make_tensor_value_info("x0", TensorProto.FLOAT, ["n", 3, 224, 224])
+    if not normalizes:
+        nodes = nodes[3:]
+        del weights["scale"]
     graph = helper.make_graph(
-        nodes, "bench",
-        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["n", 224, 224, 3])],
+        nodes, "bench", [pixels if normalizes else floats],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 1000])],
         [numpy_helper.from_array(v.astype(np.float32), k) for k, v in weights.items()],
     )  # fmt: skip

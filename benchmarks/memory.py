@@ -28,16 +28,15 @@ async def send(count: int) -> None:
     image = DIGIT.read_bytes()
     left = iter(range(count))
     async with grpc.aio.insecure_channel(GATEWAY) as channel:
-        classify, language = (
-            channel.unary_unary(
-                f"/mesh.v1.Mesh/{name}",
-                request_serializer=lambda message: message.SerializeToString(),
-                response_deserializer=response.FromString,
-            )
-            for name, response in (
-                ("Classify", mesh_pb2.ClassifyResponse),
-                ("ClassifyText", mesh_pb2.ClassifyTextResponse),
-            )
+        classify = channel.unary_unary(
+            "/mesh.v1.Mesh/Classify",
+            request_serializer=mesh_pb2.ClassifyRequest.SerializeToString,
+            response_deserializer=mesh_pb2.ClassifyResponse.FromString,
+        )
+        language = channel.unary_unary(
+            "/mesh.v1.Mesh/ClassifyText",
+            request_serializer=mesh_pb2.ClassifyTextRequest.SerializeToString,
+            response_deserializer=mesh_pb2.ClassifyTextResponse.FromString,
         )
 
         async def worker() -> None:

@@ -23,7 +23,7 @@ CHANNEL_BYTES = WHOLE_ITEM_BYTES + MAX_BYTES + 64 * 1024
 class Outbox:
     """The sending side of one stream.
 
-    `put` never waits; `run` writes as fast as the stream takes it. While a write is under way,
+    Queueing never waits; `run` writes as fast as the stream takes it. While a write is under way,
     new items gather in one envelope: no delay when idle, large envelopes under load.
     """
 
