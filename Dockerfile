@@ -22,7 +22,7 @@ RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --prefix 
 
 FROM ${BASE} AS service
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
-# A tokenizer comes from the model repository, never from the network, and no advice goes to the log.
+# A tokenizer comes from the model repository, never from the network; advice stays out of the log.
 ENV HF_HUB_OFFLINE=1 TRANSFORMERS_NO_ADVISORY_WARNINGS=1
 # From 1.31 on, ONNX Runtime reports its use to its makers unless told not to.
 ENV ORT_DISABLE_TELEMETRY=1

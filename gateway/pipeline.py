@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from mesh import WIRE_VERSION
 from mesh.client import StageClient
@@ -28,7 +28,7 @@ class OpConfig(BaseModel):
 
     op: str
     """Name of the op."""
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, JsonValue] = {}
     """Its parameters; paths in them are relative to the model repository."""
 
 
@@ -91,9 +91,9 @@ def read_pipelines(root: Path) -> dict[str, PipelineConfig | MeshError]:
     for path in sorted(root.glob(f"*/{FILE}")):
         try:
             found[path.parent.name] = PipelineConfig.model_validate(
-                yaml.safe_load(path.read_text())
+                yaml.safe_load(path.read_text(encoding="utf-8"))
             )
-        except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as err:
+        except (ValidationError, yaml.YAMLError, UnicodeDecodeError, OSError) as err:
             found[path.parent.name] = Refused(f"{path} is no pipeline: {_explain(err)}")
     if not found:
         raise SettingsError(f"no {FILE} in the folders of {root}; give a repository with --models")
@@ -113,7 +113,9 @@ async def check_pipeline(name: str, config: PipelineConfig, stages: Stages) -> P
     before, after = _target(config.preprocess), _target(config.postprocess)
     if before is not None:
         op = await _describe(stages.preprocess, before)
-        _join(name, f"op {op.name!r}", _specs(op.outputs), f"model {model.name!r}", inputs)
+        _join(
+            name, f"op {op.name!r}", _specs(op.outputs), f"model {model.name!r}", inputs, exact=True
+        )
         inputs, size = _specs(op.inputs), op.output_bytes
     if after is not None:
         op = await _describe(stages.postprocess, after)
@@ -138,6 +140,8 @@ async def _describe(client: StageClient, target: Target) -> TargetSpec:
             f"{client.stage} speaks wire version {answer.wire_version}, this gateway "
             f"{WIRE_VERSION}; run one release"
         )
+    if len(answer.targets) != 1:
+        raise Refused(f"{client.stage} told nothing of {target.name!r}")
     spec = answer.targets[0]
     if spec.HasField("status"):
         raise Refused(f"{client.stage}: {from_status(spec.status)}")
@@ -146,9 +150,15 @@ async def _describe(client: StageClient, target: Target) -> TargetSpec:
 
 def _join(
     pipeline: str, giver: str, given: tuple[TensorSpec, ...], taker: str,
-    wanted: tuple[TensorSpec, ...],
+    wanted: tuple[TensorSpec, ...], *, exact: bool = False,
 ) -> None:  # fmt: skip
     by_name = {spec.name: spec for spec in given}
+    # An op leaves out what it does not take, the infer stage refuses it.
+    if exact and len(by_name) > len(wanted):
+        raise Refused(
+            f"pipeline {pipeline!r}: {taker} wants {', '.join(map(str, wanted))} and no more, "
+            f"{giver} gives {', '.join(map(str, given))}"
+        )
     for spec in wanted:
         came = by_name.get(spec.name)
         if came is None or not came.fits(spec):

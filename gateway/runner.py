@@ -12,11 +12,18 @@ from gateway.pipeline import (
     check_pipeline,
     read_pipelines,
 )
-from mesh.client import Lease, StageClient
-from mesh.errors import InvalidInput, MeshError, NotFound, Refused, StageUnavailable
+from mesh.client import StageClient
+from mesh.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    MeshError,
+    NotFound,
+    Refused,
+    StageUnavailable,
+)
 from mesh.host import Host
 from mesh.item import Reply, Request
-from mesh.link import Link
+from mesh.link import Lease, Link
 from protos.mesh.v1.stage_pb2 import Target
 
 HEALTH_EVERY_S = 0.2
@@ -77,7 +84,7 @@ class PipelineRunner:
         if pipeline is not None:
             return pipeline
         if name in self._refused:
-            raise self._refused[name]
+            raise Refused(str(self._refused[name]))  # one raised twice keeps every traceback
         if name in self._configs:
             raise StageUnavailable(f"pipeline {name!r} waits for its stages; try again in a moment")
         raise NotFound(f"pipeline {name!r} is not known; there are {sorted(self._configs)}")
@@ -145,9 +152,11 @@ class PipelineRunner:
     async def _check(self, name: str, config: PipelineConfig | MeshError) -> None:
         try:
             if isinstance(config, MeshError):
-                raise config
+                raise Refused(str(config))
+            if not all(client.replicas for client in self._stages.all()):
+                return  # nobody to ask, and health must not wait for an answer
             pipeline = await check_pipeline(name, config, self._stages)
-        except StageUnavailable:
+        except (StageUnavailable, DeadlineExceeded):
             return  # asked again soon; what was served stays so
         except MeshError as err:
             if str(err) != str(self._refused.get(name)):

@@ -1,5 +1,7 @@
 """The local default for traces: an OTLP receiver that keeps the newest ones in memory."""
 
+import re
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
@@ -18,6 +20,7 @@ from mesh.grpc_types import Methods
 
 MAX_TRACES = 1000
 MAX_SPANS = 50_000
+_TRACE_ID = re.compile("[0-9a-fA-F]{32}")
 
 Kept = list[tuple[ResourceSpans, Span]]
 """Spans of one trace, each with the message that holds its resource."""
@@ -29,17 +32,20 @@ class TraceStore:
     def __init__(self) -> None:
         self._traces: OrderedDict[bytes, Kept] = OrderedDict()
         self._spans = 0
+        # This process's own spans come from the exporter's thread.
+        self._lock = threading.Lock()
 
     def add(self, groups: Iterable[ResourceSpans]) -> None:
         """Keep the spans of an export."""
-        for group in groups:
-            for scope in group.scope_spans:
-                for span in scope.spans:
-                    self._traces.setdefault(span.trace_id, []).append((group, span))
-                    self._spans += 1
-        while self._traces and (len(self._traces) > MAX_TRACES or self._spans > MAX_SPANS):
-            _, dropped = self._traces.popitem(last=False)
-            self._spans -= len(dropped)
+        with self._lock:
+            for group in groups:
+                for scope in group.scope_spans:
+                    for span in scope.spans:
+                        self._traces.setdefault(span.trace_id, []).append((group, span))
+                        self._spans += 1
+            while self._traces and (len(self._traces) > MAX_TRACES or self._spans > MAX_SPANS):
+                _, dropped = self._traces.popitem(last=False)
+                self._spans -= len(dropped)
 
     def get(self, trace_id: str) -> tuple[str, TracesData]:
         """Return a trace and the batch traces that it links to.
@@ -51,21 +57,19 @@ class TraceStore:
             InvalidInput: that is no trace id.
             NotFound: it was never kept, or is gone already.
         """
-        try:
-            key = bytes.fromhex(trace_id) if trace_id else self._newest()
-        except ValueError:
-            raise InvalidInput(
-                f"trace id {trace_id!r} came, wanted 32 hexadecimal digits"
-            ) from None
-        spans = self._traces.get(key)
-        if spans is None:
+        if trace_id and not _TRACE_ID.fullmatch(trace_id):
+            raise InvalidInput(f"trace id {trace_id!r} came, wanted 32 hexadecimal digits")
+        with self._lock:
+            key = bytes.fromhex(trace_id) or self._newest()
+            spans = list(self._traces.get(key, ()))
+            linked = {link.trace_id for _, span in spans for link in span.links} - {key}
+            for other in sorted(linked):
+                spans += self._traces.get(other, [])
+        if not spans:
             raise NotFound(
                 f"trace {trace_id or '(none yet)'} is not kept here; only sampled requests are, "
                 f"and the newest {MAX_TRACES}"
             )
-        linked = {link.trace_id for _, span in spans for link in span.links} - {key}
-        for other in sorted(linked):
-            spans = spans + self._traces.get(other, [])
         return key.hex(), _data(spans)
 
     def _newest(self) -> bytes:

@@ -59,7 +59,7 @@ class Batcher:
         self._max_rows = config.max_rows if config.batching and config.max_rows else 1
         self._goal = self._batching.preferred[-1] if self._batching.preferred else self._max_rows
         self._idle = list(lanes)
-        self._queue = RequestQueue(self._batching, self._goal)
+        self._queue = RequestQueue(self._batching, min(self._batching.preferred or [self._goal]))
         self._tracer = tracer
         self._partial = False
         self._estimate = 0.0
@@ -116,8 +116,9 @@ class Batcher:
         if plan := self._plan_of(first.key, first.due <= now):
             return plan
         # The first one waits for others of its shapes; what cannot join it need not wait with it.
-        for key in self._queue.full():
-            return self._plan_of(key, False)
+        for key in self._queue.ripe():
+            if plan := self._plan_of(key, False):
+                return plan
         due, entry = self._queue.next_due()
         return self._plan_of(entry.key, True) if entry is not None and due <= now else None
 

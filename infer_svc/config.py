@@ -26,7 +26,7 @@ class QueuePolicy:
     allow_override: bool = False
     """Whether a request may bring a shorter limit of its own."""
     reject: bool = True
-    """After the limit: rejected, or (False) served when nothing else waits."""
+    """After the limit: rejected, or (False) served after the others of its level."""
     max_size: int = 0
     """Requests that may wait; 0: no limit."""
 
@@ -109,8 +109,8 @@ def read_config(folder: Path) -> ModelConfig:
     message = triton.ModelConfig()
     if path.exists():
         try:
-            text_format.Parse(path.read_text(), message)
-        except (text_format.ParseError, UnicodeDecodeError) as err:
+            text_format.Parse(path.read_text(encoding="utf-8"), message)
+        except (text_format.ParseError, UnicodeDecodeError, OSError) as err:
             raise SettingsError(f"{path} is no ModelConfig: {err}") from err
     if message.name not in ("", folder.name):
         raise SettingsError(f"{path} names the model {message.name!r}, its folder {folder.name!r}")
@@ -124,6 +124,8 @@ def _convert(message: triton.ModelConfig, name: str) -> ModelConfig:
     backend = message.backend or _BACKEND_OF_PLATFORM.get(message.platform, message.platform)
     if message.max_batch_size < 0:
         raise ValueError(f"max_batch_size {message.max_batch_size} came, wanted 0 or more")
+    if any(group.count < 0 for group in message.instance_group):
+        raise ValueError("an instance_group has a count below 0")
     batched = message.max_batch_size > 0
     return ModelConfig(
         name=name,
@@ -186,6 +188,12 @@ def _policy(policy: triton.ModelQueuePolicy) -> QueuePolicy:
 
 
 def _warmup(sample: triton.ModelWarmup) -> Warmup:
+    for name, given in sample.inputs.items():
+        if any(size < 0 for size in given.dims):
+            raise ValueError(
+                f"model_warmup {sample.name!r} has dims {list(given.dims)} for the input "
+                f"{name!r}, wanted the sizes of one row"
+            )
     inputs = tuple(
         WarmupInput(
             name=name,

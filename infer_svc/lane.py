@@ -21,7 +21,7 @@ class Batch:
     parts: Sequence[Tensors]
     """Inputs of each request; all have the same names, dtypes and shapes beyond the first axis."""
     rows: Sequence[int]
-    """Rows of each request along the first axis; empty for a model without a batch dimension."""
+    """Rows of each request along the first axis; 1 for a model without a batch dimension."""
     formed: float = field(default_factory=time.monotonic)
     """When the requests were taken from the queue."""
 

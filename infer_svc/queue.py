@@ -21,8 +21,8 @@ ShapeKey = tuple[tuple[int, ...], ...]
 Rank = tuple[int, bool]
 """Level and `moved` of the entries that wait in one line."""
 
-EARLY_S = 0.002
-"""An entry is due so long before it would be late: timers of the event loop are that coarse."""
+EARLY_S = 0.02
+"""An entry is due so long before it would be late: a busy event loop may wake up that late."""
 
 SLACK = 8
 """Moments of entries that wait no more, beyond as many as wait, that are kept."""
@@ -38,8 +38,6 @@ class Entry:
     rows: int
     future: asyncio.Future[Reply]
     queued: float = field(default_factory=time.monotonic)
-    expires: float = math.inf
-    """When the queue policy ends its wait; its own deadline is apart."""
     due: float = math.inf
     """When it must start, whether its batch is full or not."""
     level: int = 0
@@ -101,15 +99,15 @@ class RequestQueue:
 
     Args:
         batching: with the queue policies.
-        enough: rows of one shape that start whatever else waits.
+        ripe_rows: rows of one shape that need not wait for more.
     """
 
-    def __init__(self, batching: Batching, enough: int = 1) -> None:
+    def __init__(self, batching: Batching, ripe_rows: int = 1) -> None:
         self._batching = batching
-        self._enough = enough
+        self._ripe_rows = ripe_rows
         self._lines: defaultdict[Rank, Line] = defaultdict(OrderedDict)
         self._shapes: defaultdict[ShapeKey, Shape] = defaultdict(Shape)
-        self._full: dict[ShapeKey, None] = {}
+        self._ripe: dict[ShapeKey, None] = {}
         self._size = 0
         self._due = Moments()
         self._late = Moments()
@@ -139,16 +137,16 @@ class RequestQueue:
         limit = policy.timeout_s or math.inf
         if policy.allow_override and timeout_s:
             limit = min(limit, timeout_s)
-        entry.expires = entry.queued + limit
+        expires = entry.queued + limit
         entry.due = min(
             entry.queued + self._batching.delay_s,
             entry.request.deadline - max(2 * batch_s, EARLY_S),
-            entry.expires - EARLY_S,
+            expires - EARLY_S,
         )
         self._insert(entry)
         if self._batching.delay_s:
             self._due.add(entry.due, entry, self._size)
-        self._late.add(min(entry.expires, entry.request.deadline), entry, self._size)
+        self._late.add(min(expires, entry.request.deadline), entry, self._size)
 
     def discard(self, entry: Entry) -> None:
         """Take out an entry whose caller gave up, unless it is out already."""
@@ -164,7 +162,6 @@ class RequestQueue:
             if entry.request.deadline <= now or self._batching.policy(entry.level).reject:
                 late.append(entry)
                 continue
-            entry.expires = math.inf
             entry.moved = True
             self._insert(entry)
             self._late.add(entry.request.deadline, entry, self._size)
@@ -174,9 +171,9 @@ class RequestQueue:
         """Return the entry that is served next."""
         return next(iter(self._lines[min(self._lines)])) if self._lines else None
 
-    def full(self) -> Iterable[ShapeKey]:
-        """Return the shapes of which enough rows wait, in the order they became so."""
-        return self._full
+    def ripe(self) -> Iterable[ShapeKey]:
+        """Return the shapes whose rows need not wait for more, in the order they became so."""
+        return self._ripe
 
     def next_due(self) -> tuple[float, Entry | None]:
         """Return when the next entry that waits for more rows is due, and which it is."""
@@ -209,9 +206,9 @@ class RequestQueue:
         return taken
 
     def _of(self, key: ShapeKey) -> Iterator[Entry]:
-        shape = self._shapes.get(key)
-        for rank in sorted(shape.lines) if shape is not None else ():
-            yield from shape.lines[rank]
+        lines = self._shapes[key].lines if key in self._shapes else {}
+        for rank in sorted(lines):
+            yield from lines[rank]
 
     def _insert(self, entry: Entry) -> None:
         entry.waits = True
@@ -220,8 +217,8 @@ class RequestQueue:
         shape.rows += entry.rows
         self._lines[rank][entry] = None
         shape.lines[rank][entry] = None
-        if shape.rows >= self._enough:
-            self._full[entry.key] = None
+        if shape.rows >= self._ripe_rows:
+            self._ripe[entry.key] = None
         self._size += 1
 
     def _remove(self, entry: Entry) -> None:
@@ -235,8 +232,8 @@ class RequestQueue:
                 del lines[rank]
         if not shape.lines:
             del self._shapes[entry.key]
-        if shape.rows < self._enough:
-            self._full.pop(entry.key, None)
+        if shape.rows < self._ripe_rows:
+            self._ripe.pop(entry.key, None)
         self._size -= 1
 
     def _wishes(self, request: Request) -> tuple[int, float]:

@@ -1,5 +1,6 @@
 """The model repository: Triton's folder layout, one model per folder."""
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import numpy as np
 
 from infer_svc.backends import BACKENDS, Engine
 from infer_svc.config import ModelConfig, Warmup, WarmupInput, read_config
-from mesh.errors import SettingsError
-from mesh.tensor import NUMPY_DTYPES, Array, Tensors, TensorSpec
+from mesh.errors import InvalidInput, SettingsError
+from mesh.tensor import NUMPY_DTYPES, Array, Tensors, TensorSpec, from_proto
+from protos.mesh.v1 import tensor_pb2
 
 
 @dataclass(frozen=True)
@@ -83,20 +85,26 @@ def warmup_inputs(model: Model) -> list[tuple[Tensors, int]]:
         return [(_warmup_tensors(model, warmup), warmup.count) for warmup in config.warmups]
     if any(-1 in spec.shape[1:] for spec in config.inputs):
         return []
-    zeros = {spec.name: np.zeros(_one(spec), NUMPY_DTYPES[spec.dtype]) for spec in config.inputs}
+    zeros = {spec.name: _zeros(spec.dtype, _one(spec)) for spec in config.inputs}
     return [(zeros, 1)]
 
 
 def _versions(folder: Path) -> list[int]:
+    """Return the versions that a folder has; as with Triton, a name from 0 on is none."""
     return sorted(
-        int(child.name) for child in folder.iterdir() if child.is_dir() and child.name.isdigit()
+        int(child.name)
+        for child in folder.iterdir()
+        if child.is_dir() and re.fullmatch("[1-9][0-9]*", child.name)
     )
 
 
 def _agree(
     config: ModelConfig, kind: str, given: tuple[TensorSpec, ...], real: tuple[TensorSpec, ...]
 ) -> tuple[TensorSpec, ...]:
-    """Return the configured tensors, compared with the engine's; the engine's if there are none."""
+    """Return the configured tensors, compared with the engine's; the engine's if there are none.
+
+    A size that only one of the two leaves open is the other's.
+    """
     if config.max_rows:
         for spec in real:
             if not spec.shape or spec.shape[0] != -1:
@@ -114,8 +122,15 @@ def _agree(
             )
     missing = by_name.keys() - {spec.name for spec in given}
     if given and missing and kind == "input":
-        raise SettingsError(f"model {config.name!r}: config.pbtxt lacks the inputs {missing}")
-    return given or real
+        raise SettingsError(
+            f"model {config.name!r}: config.pbtxt lacks the inputs {sorted(missing)}"
+        )
+    return tuple(_narrow(spec, by_name[spec.name]) for spec in given) or real
+
+
+def _narrow(spec: TensorSpec, real: TensorSpec) -> TensorSpec:
+    shape = tuple(b if a == -1 else a for a, b in zip(spec.shape, real.shape, strict=True))
+    return replace(spec, shape=shape)
 
 
 def _one(spec: TensorSpec) -> tuple[int, ...]:
@@ -141,12 +156,20 @@ def _warmup_values(model: Model, given: WarmupInput, shape: tuple[int, ...]) -> 
     dtype = NUMPY_DTYPES[given.dtype]
     if given.file:
         path = model.folder / "warmup" / given.file
+        one_row = shape[1:] if model.config.max_rows else shape
+        message = tensor_pb2.Tensor(name=given.name, dtype=given.dtype, shape=one_row)
         try:
-            one_row = shape[1:] if model.config.max_rows else shape
-            return np.broadcast_to(np.fromfile(path, dtype).reshape(one_row), shape).copy()
-        except (OSError, ValueError) as err:
+            message.raw = path.read_bytes()
+            row = from_proto(tensor_pb2.Tensors(tensors=[message]))[given.name]
+        except (OSError, InvalidInput) as err:
             raise SettingsError(f"warm-up file {path} cannot be used: {err}") from err
+        return np.broadcast_to(row, shape).copy()
     if given.random and given.dtype != "BYTES":
         random = np.random.default_rng(0).random(shape)
         return (random * (1 if dtype.kind == "f" else 100)).astype(dtype)
-    return np.full(shape, b"", object) if given.dtype == "BYTES" else np.zeros(shape, dtype)
+    return _zeros(given.dtype, shape)
+
+
+def _zeros(dtype: str, shape: tuple[int, ...]) -> Array:
+    # NumPy's zeros of dtype object are numbers.
+    return np.full(shape, b"", object) if dtype == "BYTES" else np.zeros(shape, NUMPY_DTYPES[dtype])

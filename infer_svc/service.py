@@ -12,7 +12,7 @@ from opentelemetry.trace import Tracer
 from infer_svc.batcher import Batcher
 from infer_svc.lane import Batch, Lane
 from infer_svc.repository import Model, load_model, model_folders, warmup_inputs
-from mesh.errors import InvalidInput, MeshError, NotFound, Refused
+from mesh.errors import EngineError, InvalidInput, MeshError, NotFound, Refused
 from mesh.item import Reply, Request
 from mesh.status import to_status
 from mesh.tensor import Tensors, check_tensors, unpack
@@ -104,14 +104,12 @@ class InferHandler:
             Lane(f"{name}-{index}", model.engine.open(), loop)
             for index in range(model.config.lanes)
         )
-        for tensors, count in warmup_inputs(model):
-            check_tensors(tensors, model.config.inputs)
-            rows = _rows(tensors, model.config.max_rows, name)
+        try:
+            _warm_up(model, lanes)
+        except BaseException:
             for lane in lanes:
-                for _ in range(count):
-                    result = lane.run(Batch([tensors], [rows]))
-                    if result.error is not None:
-                        raise result.error
+                lane.close()
+            raise
         return Served(model, Batcher(model.config, lanes, self._tracer), lanes)
 
     def _describe(self, name: str) -> TargetSpec:
@@ -129,12 +127,24 @@ class InferHandler:
         return spec
 
 
+def _warm_up(model: Model, lanes: Iterable[Lane]) -> None:
+    name = model.config.name
+    for tensors, count in warmup_inputs(model):
+        check_tensors(tensors, model.config.inputs)
+        rows = _rows(tensors, model.config.max_rows, name)
+        for lane in lanes:
+            for _ in range(count):
+                error = lane.run(Batch([tensors], [rows])).error
+                if error is not None:
+                    raise EngineError(f"a warm-up of model {name!r} failed: {error}") from error
+
+
 def _rows(tensors: Tensors, max_rows: int, name: str) -> int:
     """Return the rows along the first axis; 1 for a model without a batch dimension."""
     if not max_rows:
         return 1
     counts = {key: len(array) for key, array in tensors.items()}
-    rows = next(iter(counts.values()))
+    rows = next(iter(counts.values()), 0)
     if set(counts.values()) != {rows} or not 1 <= rows <= max_rows:
         raise InvalidInput(
             f"rows {counts} came for model {name!r}, wanted the same number for each tensor, "

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import socket
+import stat
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
@@ -12,18 +13,15 @@ from typing import Any
 import grpc
 import prometheus_client
 import uvloop
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from mesh.errors import MeshError, SettingsError
 from mesh.grpc_types import Methods
+from mesh.health import NAME, Health
 from mesh.link import CHANNEL_OPTIONS
 
 log = logging.getLogger(__name__)
-
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 SWITCH_INTERVAL_S = 0.0005
 """Measured: a thread woken beside a busy loop is 0.7 ms late; 5.2 with Python's default."""
@@ -50,8 +48,8 @@ class Host:
             options=tuple({**dict(SERVER_OPTIONS), **dict(options)}.items())
         )
         self._bind = bind
-        self._health = health_aio.HealthServicer()
-        self._names = [health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
+        self._health = Health()
+        self._names = [NAME]
         self._stop = asyncio.Event()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
 
@@ -62,7 +60,7 @@ class Host:
 
     async def set_health(self, service: str, serving: bool) -> None:
         """Tell the health of a service; the empty name stands for the whole process."""
-        await self._health.set(service, SERVING if serving else NOT_SERVING)
+        self._health.set(service, serving)
 
     async def start(self) -> None:
         """Bind and serve; health is NOT_SERVING until told otherwise.
@@ -96,7 +94,7 @@ class Host:
             drain: finishes the streams.
             grace_s: seconds for unary calls after that.
         """
-        await self._health.enter_graceful_shutdown()
+        self._health.leave()
         log.info("draining")
         await drain()
         await self.server.stop(grace_s)
@@ -135,18 +133,22 @@ def serve_metrics(port: int) -> None:
 
 
 def _remove_stale_socket(bind: str) -> None:
-    """Remove the socket file that a killed process left; one that answers is in use."""
+    """Remove the socket file that a killed process left, and nothing else."""
     if not bind.startswith("unix:"):
         return
     path = bind.removeprefix("unix:")
     if not os.path.exists(path):
         return
+    if not stat.S_ISSOCK(os.stat(path).st_mode):
+        raise SettingsError(f"cannot listen at {bind}: a file that is no socket is there")
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(path)
-        except OSError:
+        except ConnectionRefusedError:
             _unlink(path)
             return
+        except OSError as err:
+            raise SettingsError(f"cannot listen at {bind}: {err.strerror}") from err
     raise SettingsError(f"cannot listen at {bind}: another process does")
 
 

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 STAGES = ("preprocess", "infer", "postprocess")
@@ -102,7 +103,8 @@ class Supervisor:
             started = time.monotonic()
             child.process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", child.module,
-                env=child.environment, preexec_fn=_die_with_parent, start_new_session=True,
+                env=child.environment, preexec_fn=partial(_die_with_parent, os.getpid()),
+                start_new_session=True,
             )  # fmt: skip
             status = await child.process.wait()
             if self._stopping:
@@ -127,13 +129,14 @@ class Supervisor:
             except TimeoutError:
                 self._report(f"{child.name} did not stop in {grace_s:.0f} s and is killed")
                 process.kill()
+                await process.wait()
         if child.keeper is not None:
             child.keeper.cancel()
             await asyncio.gather(child.keeper, return_exceptions=True)
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     """Run in the child before its program: the kernel ends it when the supervisor dies."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() == 1:
+    if os.getppid() != parent:  # not 1: in a container that is the supervisor itself
         os._exit(1)

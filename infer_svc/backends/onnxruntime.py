@@ -1,17 +1,22 @@
 """ONNX Runtime on the CPU: the embedded default."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from mesh.errors import EngineError, SettingsError
-from mesh.tensor import NUMPY_DTYPES, Tensors, TensorSpec
+from mesh.tensor import NUMPY_DTYPES, Array, Tensors, TensorSpec
 
 # They derive from Exception only, and have no base of their own.
 _ERRORS = (
-    ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf, ort_errors.NoSuchFile, ort_errors.NotImplemented,
+    ort_errors.DeviceReset, ort_errors.EngineError, ort_errors.EPFail, ort_errors.Fail,
+    ort_errors.InvalidArgument, ort_errors.InvalidGraph, ort_errors.InvalidProtobuf,
+    ort_errors.ModelLoadCanceled, ort_errors.ModelRequiresCompilation, ort_errors.NoModel,
+    ort_errors.NoSuchFile, ort_errors.NotFound, ort_errors.NotImplemented,
     ort_errors.RuntimeException, RuntimeError, ValueError,
 )  # fmt: skip
 
@@ -38,10 +43,13 @@ class OnnxRuntimeEngine:
     def run(self, inputs: Tensors) -> Tensors:
         """Run one batch; contract as in `infer_svc.backends.Context`."""
         try:
+            inputs = {name: _each(bytes.decode, array) for name, array in inputs.items()}
             outputs = self._session.run(self._names, inputs)
         except _ERRORS as err:
             raise EngineError(f"ONNX Runtime failed the batch: {err}") from err
-        return dict(zip(self._names, outputs, strict=True))
+        return {
+            name: _each(str.encode, array) for name, array in zip(self._names, outputs, strict=True)
+        }
 
 
 def load_onnxruntime(path: Path, threads: int) -> OnnxRuntimeEngine:
@@ -67,6 +75,15 @@ def load_onnxruntime(path: Path, threads: int) -> OnnxRuntimeEngine:
     except _ERRORS as err:
         raise SettingsError(f"ONNX Runtime cannot load {path}: {err}") from err
     return OnnxRuntimeEngine(session)
+
+
+def _each(convert: Callable[[Any], object], array: Array) -> Array:
+    """Convert the elements of a BYTES tensor: ONNX Runtime's strings are `str`, in UTF-8."""
+    if array.dtype != object:
+        return array
+    converted = np.empty(array.shape, object)
+    converted.ravel()[:] = [convert(element) for element in array.ravel().tolist()]
+    return converted
 
 
 def _spec(node: ort.NodeArg) -> TensorSpec:

@@ -25,7 +25,8 @@ def draw_detections(picture: bytes, detections: Iterable[Detection]) -> bytes:
     Raises:
         InvalidInput: OpenCV cannot decode the picture.
     """
-    canvas = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)
+    # OpenCV takes no empty buffer.
+    canvas = cv2.imdecode(np.frombuffer(picture or b" ", np.uint8), cv2.IMREAD_COLOR)
     if canvas is None:
         raise InvalidInput("the picture cannot be decoded, so nothing can be drawn on it")
     unit = max(1, round(max(canvas.shape[:2]) / 640))

@@ -27,16 +27,16 @@ def tree(data: TracesData, trace_id: str) -> Iterator[str]:
     others = [row for row in rows if row[1].trace_id.hex() != trace_id]
     start = first[0][1].start_time_unix_nano if first else 0
     for group in (first, others):
-        known = {span.span_id for _, span in group}
-        children: dict[bytes, list[Row]] = defaultdict(list)
+        known = {span.span_id for _, span in group} - {b""}
+        children: dict[bytes | None, list[Row]] = defaultdict(list)
         for row in group:
             parent = row[1].parent_span_id
-            children[parent if parent in known else b""].append(row)
-        yield from _branch(children, b"", "", start)
+            children[parent if parent in known else None].append(row)
+        yield from _branch(children, None, "", start)
 
 
 def _branch(
-    children: dict[bytes, list[Row]], parent: bytes, indent: str, start: int
+    children: dict[bytes | None, list[Row]], parent: bytes | None, indent: str, start: int
 ) -> Iterator[str]:
     for service, span in children[parent]:
         begin = (span.start_time_unix_nano - start) / 1e6

@@ -11,11 +11,13 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "models" / "language"
 PLAIN = {
     "Guten Morgen": "German",
-    "Where is the station?": "English",
+    "Where is the railway station, please?": "English",
     "Bonjour à tous, comment allez-vous ?": "French",
+    "Stasera mangiamo insieme in giardino.": "Italian",
     "Сегодня хорошая погода": "Russian",
     "今日はとても良い天気ですね": "Japanese",
     "Dziękuję bardzo za pomoc": "Polish",
+    "Bu akşam nereye gidiyoruz?": "Turkish",
 }
 
 
@@ -39,12 +41,19 @@ def split(evaluate: ModuleType) -> Any:
     return evaluate.data.split()
 
 
-def test_held_out_accuracy_is_90_percent(
+def test_held_out_accuracy_on_sentences_is_90_percent(
     evaluate: ModuleType, session: Any, tokens: Any, split: Any
 ) -> None:
-    _, held_out = split
-    assert len(held_out) > 2000
-    assert evaluate.accuracy(session, tokens, held_out) >= 0.90
+    samples = evaluate.data.sentences(split[1])
+    assert len(samples) > 1900
+    assert evaluate.accuracy(session, tokens, samples) >= 0.90
+
+
+def test_held_out_accuracy_with_single_words_is_82_percent(
+    evaluate: ModuleType, session: Any, tokens: Any, split: Any
+) -> None:
+    assert len(split[1]) > 2700
+    assert evaluate.accuracy(session, tokens, split[1]) >= 0.82
 
 
 def test_no_text_is_on_both_sides_of_the_split(split: Any) -> None:
@@ -74,6 +83,16 @@ def test_one_sentence_scores_the_same_alone_and_padded_in_a_batch(
     np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
 
 
+def test_padding_to_a_fixed_length_changes_nothing(
+    evaluate: ModuleType, session: Any, tokens: Any
+) -> None:
+    fed = tokens("Guten Morgen", padding="max_length", max_length=128, return_tensors="np")
+    feeds = {name: fed[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
+    padded = session.run(["logits"], feeds)[0]
+    alone = evaluate.logits(session, tokens, ["Guten Morgen"])
+    np.testing.assert_allclose(padded, alone, rtol=0, atol=1e-5)
+
+
 def test_longest_input_is_128_tokens(evaluate: ModuleType, session: Any, tokens: Any) -> None:
     fed = tokens("слово " * 500, truncation=True)
     assert len(fed["input_ids"]) == tokens.model_max_length == 128
@@ -86,3 +105,9 @@ def test_tokenizer_is_fast_and_knows_every_script(tokens: Any) -> None:
     ids = tokens("漢字 ქართული தமிழ் 😀")["input_ids"]
     assert tokens.unk_token_id not in ids
     assert (ids[0], ids[-1]) == (tokens.cls_token_id, tokens.sep_token_id)
+
+
+def test_no_everyday_phrase_of_the_training_is_scored(evaluate: ModuleType, split: Any) -> None:
+    phrases = {text.casefold() for text, _ in evaluate.data.everyday()}
+    assert {label for _, label in evaluate.data.everyday()} == set(range(46))
+    assert not phrases & {text.casefold() for text, _ in split[1]}

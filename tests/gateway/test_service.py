@@ -1,0 +1,287 @@
+"""The public methods: typed calls, any pipeline, streams, lists and traces."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf.message import Message
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, TracesData
+
+from gateway.runner import PipelineRunner
+from gateway.service import NAME, MeshService
+from gateway.trace_store import TraceStore
+from mesh.client import StageClient
+from mesh.errors import DeadlineExceeded, InvalidInput, MeshError, NotFound, Refused
+from mesh.item import Reply, Request
+from mesh.server import Limits
+from mesh.status import from_rpc_error
+from mesh.tensor import bytes_tensor, from_proto, pack, to_proto, unpack
+from protos.mesh.v1 import mesh_pb2
+from tests.conftest import eventually
+from tests.gateway.stages import PIPELINE, FakeMesh, repository, running_mesh
+from tests.gateway.test_trace_store import group, request_span
+from tests.mesh.spans import SAMPLED, Spans
+
+PIPELINES = {
+    "digits": PIPELINE,
+    "texts": PIPELINE.replace("classify", "classify_text"),
+    "boxes": PIPELINE.replace("classify", "detect"),
+    "misfit": PIPELINE.replace("digits", "other"),
+    "plain": "model: digits",
+}
+
+
+@dataclass
+class Gateway:
+    """A served `MeshService` in front of small stages."""
+
+    channel: grpc.aio.Channel
+    address: str
+    mesh: FakeMesh
+    spans: Spans
+
+    async def call(
+        self, method: str, request: Message | bytes, timeout: float = 10, **metadata: str
+    ) -> Any:
+        """Call a method; raise our error where it fails."""
+        descriptor = mesh_pb2.DESCRIPTOR.services_by_name["Mesh"].methods_by_name[method]
+        response: Any = getattr(mesh_pb2, descriptor.output_type.name)
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, Any] = self.channel.unary_unary(
+            f"/{NAME}/{method}", response_deserializer=response.FromString
+        )
+        payload = request if isinstance(request, bytes) else request.SerializeToString()
+        try:
+            return await call(payload, timeout=timeout, metadata=tuple(metadata.items()))
+        except grpc.aio.AioRpcError as err:
+            raise from_rpc_error(err) from err
+
+
+async def pass_on(request: Request) -> Reply:
+    """Preprocess and infer: refuse what is bad, else what came."""
+    if b"bad" in request.payload:
+        raise InvalidInput("tensor 'image' is bad")
+    return Reply(request.payload)
+
+
+async def rank(request: Request) -> Reply:
+    """Postprocess: the length of what came as the only class."""
+    (array,) = unpack(request.payload).values()
+    length = len(array.tolist()[0])
+    answer = {
+        "scores": np.array([[0.5]], np.float32), "classes": np.array([[length]], np.int64),
+        "labels": bytes_tensor(b"bytes").reshape(1, 1),
+    }  # fmt: skip
+    return Reply(pack(answer))
+
+
+@asynccontextmanager
+async def running_gateway(folder: Path, store: TraceStore | None = None) -> AsyncIterator[Gateway]:
+    root = repository(folder, **PIPELINES)
+    async with running_mesh() as mesh:
+        mesh.preprocess.answer = mesh.infer.answer = pass_on
+        mesh.postprocess.answer = rank
+        runner = PipelineRunner(root, mesh.stages)
+        await runner.check()
+        spans = Spans()
+        service = MeshService(runner, spans.tracer, Limits(), store)
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(NAME, service.methods()),)
+        )
+        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        await server.start()
+        try:
+            async with grpc.aio.insecure_channel(address) as channel:
+                yield Gateway(channel, address, mesh, spans)
+        finally:
+            await server.stop(None)
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
+    async with running_gateway(tmp_path) as found:
+        yield found
+
+
+def classes(response: Any) -> list[int]:
+    return [result.categories[0].class_id for result in response.results]
+
+
+def run_request(*texts: bytes, pipeline: str = "digits") -> mesh_pb2.RunRequest:
+    inputs = [to_proto({"image": bytes_tensor(text)}) for text in texts]
+    return mesh_pb2.RunRequest(pipeline=pipeline, inputs=inputs)
+
+
+async def test_typed_call_answers_each_item_in_its_place(gateway: Gateway) -> None:
+    images = [b"x" * length for length in (3, 1, 4, 1, 5, 9)]
+    response = await gateway.call("Classify", mesh_pb2.ClassifyRequest(images=images))
+    assert classes(response) == [3, 1, 4, 1, 5, 9]
+    assert response.results[0].categories[0].label == "bytes"
+
+
+async def test_typed_call_of_texts(gateway: Gateway) -> None:
+    request = mesh_pb2.ClassifyTextRequest(texts=["ü", "abc"])
+    assert classes(await gateway.call("ClassifyText", request)) == [2, 3]
+
+
+async def test_run_takes_and_gives_tensors(gateway: Gateway) -> None:
+    response = await gateway.call("Run", run_request(b"ab", b"abc"))
+    outputs = [from_proto(output) for output in response.outputs]
+    assert [output["classes"].tolist() for output in outputs] == [[[2]], [[3]]]
+
+
+@pytest.mark.parametrize(
+    ("method", "request_"),
+    [
+        ("Detect", mesh_pb2.DetectRequest()),
+        ("Classify", mesh_pb2.ClassifyRequest(pipeline="digits")),
+        ("ClassifyText", mesh_pb2.ClassifyTextRequest()),
+        ("Run", mesh_pb2.RunRequest(pipeline="digits")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_call_without_items_is_refused(
+    method: str, request_: Message, gateway: Gateway
+) -> None:
+    with pytest.raises(InvalidInput, match="no items came for pipeline '.+', wanted at least one"):
+        await gateway.call(method, request_)
+
+
+async def test_one_bad_item_of_several_fails_the_call_and_names_its_place(
+    gateway: Gateway,
+) -> None:
+    request = mesh_pb2.ClassifyRequest(images=[b"good", b"good", b"bad", b"good"])
+    with pytest.raises(InvalidInput) as caught:
+        await gateway.call("Classify", request)
+    assert str(caught.value) == "item 2: tensor 'image' is bad"
+    with pytest.raises(InvalidInput, match="^item 1: "):
+        await gateway.call("Run", run_request(b"good", b"bad"))
+
+
+async def test_only_item_that_is_bad_needs_no_place(gateway: Gateway) -> None:
+    with pytest.raises(InvalidInput, match="^tensor 'image' is bad$"):
+        await gateway.call("Classify", mesh_pb2.ClassifyRequest(images=[b"bad"]))
+
+
+@pytest.mark.parametrize(
+    ("request_", "kind", "match"),
+    [
+        pytest.param(run_request(b"x", pipeline="nope"), NotFound, "'nope'", id="unknown"),
+        pytest.param(run_request(b"x", pipeline=""), NotFound, "''", id="no_name"),
+        pytest.param(run_request(b"x", pipeline="misfit"), Refused, "no 'other'", id="refused"),
+        pytest.param(b"\xff\xff", InvalidInput, r"2 bytes .* no mesh\.v1\.RunRequest", id="bytes"),
+        pytest.param(b"\x0a\x01\xff", InvalidInput, "valid UTF-8", id="no_utf_8"),
+    ],
+)
+async def test_run_that_cannot_be_is_told_why(
+    request_: Message | bytes, kind: type[MeshError], match: str, gateway: Gateway
+) -> None:
+    with pytest.raises(kind, match=match):
+        await gateway.call("Run", request_)
+
+
+async def test_pipeline_of_another_task_is_refused(gateway: Gateway) -> None:
+    request = mesh_pb2.ClassifyRequest(pipeline="boxes", images=[b"x"])
+    with pytest.raises(InvalidInput, match="has the task 'detect', this call is for 'classify'"):
+        await gateway.call("Classify", request)
+
+
+async def test_list_shows_what_is_served_and_why_the_rest_is_not(gateway: Gateway) -> None:
+    response = await gateway.call("ListPipelines", mesh_pb2.ListPipelinesRequest())
+    rows = {row.name: row for row in response.pipelines}
+    assert list(rows) == sorted(PIPELINES)
+    digits = rows["digits"]
+    assert (digits.task, digits.model, digits.model_version) == ("classify", "digits", "3")
+    assert [(spec.name, spec.dtype, list(spec.shape)) for spec in digits.inputs] == [
+        ("image", "BYTES", [1])
+    ]
+    assert [spec.name for spec in digits.outputs] == ["classes"]
+    assert [row.name for row in response.pipelines if row.refused] == ["misfit"]
+    assert rows["misfit"].refused == "mesh.v1.Infer: there is no 'other'"
+
+
+async def test_trace_is_given_from_the_store(tmp_path: Path) -> None:
+    store = TraceStore()
+    spans: ResourceSpans = group("gateway", request_span(5))
+    store.add([spans])
+    async with running_gateway(tmp_path, store) as gateway:
+        response = await gateway.call("GetTrace", mesh_pb2.GetTraceRequest())
+        assert response.trace_id == (5).to_bytes(16, "big").hex()
+        assert TracesData.FromString(response.traces).resource_spans[0].resource == spans.resource
+        with pytest.raises(InvalidInput, match="hexadecimal"):
+            await gateway.call("GetTrace", mesh_pb2.GetTraceRequest(trace_id="x"))
+
+
+async def test_trace_where_none_are_kept_says_where_they_go(gateway: Gateway) -> None:
+    with pytest.raises(NotFound, match="OTEL_EXPORTER_OTLP_ENDPOINT"):
+        await gateway.call("GetTrace", mesh_pb2.GetTraceRequest())
+
+
+async def test_call_is_one_span_and_looking_is_none(gateway: Gateway) -> None:
+    header = f"00-{SAMPLED[:16].hex()}-{SAMPLED[16:24].hex()}-01"
+    await gateway.call("Run", run_request(b"ab", b"c"), traceparent=header)
+    await gateway.call("ListPipelines", mesh_pb2.ListPipelinesRequest(), traceparent=header)
+    assert [span.name for span in gateway.spans.all] == [f"{NAME}/Run"]
+    parent = gateway.spans.one(f"{NAME}/Run").parent
+    assert parent is not None
+    assert parent.span_id.to_bytes(8, "big") == SAMPLED[16:24]
+
+
+async def test_stream_carries_items_of_any_pipeline(gateway: Gateway) -> None:
+    async with StageClient(NAME, gateway.address, method="Stream") as client:
+
+        async def ask(pipeline: str, text: bytes) -> Reply:
+            return await client.call(Request(pipeline, pack({"image": bytes_tensor(text)})))
+
+        good = [ask("digits", b"x" * length) for length in range(50)]
+        replies = await asyncio.gather(*good, ask("digits", b"bad"), ask("nope", b""))
+        lengths = [unpack(reply.payload)["classes"].tolist() for reply in replies[:50]]
+        assert lengths == [[[length]] for length in range(50)]
+        assert [type(reply.error()) for reply in replies[50:]] == [InvalidInput, NotFound]
+
+
+async def test_deadline_of_the_call_ends_every_item(gateway: Gateway) -> None:
+    async def hang(_: Request) -> Reply:
+        await asyncio.Event().wait()
+        return Reply()
+
+    gateway.mesh.infer.answer = hang
+    with pytest.raises(DeadlineExceeded):
+        await gateway.call("Run", run_request(*[b"x"] * 10), timeout=0.2)
+    await eventually(lambda: gateway.mesh.infer.stage.depth == 0)
+    await eventually(lambda: gateway.mesh.leased() == (0, 0))
+
+
+async def test_caller_that_hangs_up_ends_every_item(gateway: Gateway) -> None:
+    async def hang(_: Request) -> Reply:
+        await asyncio.Event().wait()
+        return Reply()
+
+    gateway.mesh.preprocess.answer = hang
+    call = asyncio.create_task(gateway.call("Run", run_request(*[b"x"] * 10)))
+    await eventually(lambda: gateway.mesh.preprocess.stage.depth == 10)
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    await eventually(lambda: gateway.mesh.preprocess.stage.depth == 0)
+    await eventually(lambda: gateway.mesh.leased() == (0, 0))
+
+
+async def test_item_that_is_not_needed_any_more_does_not_change_the_error(
+    gateway: Gateway,
+) -> None:
+    request = mesh_pb2.ClassifyRequest(images=[b"bad"] * 3)
+    with pytest.raises(InvalidInput, match="^item 0: "):
+        await gateway.call("Classify", request)
+
+
+def test_methods_are_those_of_the_proto(tmp_path: Path) -> None:
+    root = repository(tmp_path, digits=PIPELINE)
+    runner = PipelineRunner(root, FakeMesh.__new__(FakeMesh))  # type: ignore[arg-type]
+    methods = MeshService(runner, Spans().tracer, Limits(), None).methods()
+    assert methods.keys() == set(mesh_pb2.DESCRIPTOR.services_by_name["Mesh"].methods_by_name)

@@ -1,0 +1,53 @@
+"""What stands in for an engine: it records the batches it gets, and can be held or made to fail."""
+
+import threading
+from collections.abc import Callable
+
+from mesh.tensor import Tensors
+
+PATIENCE_S = 20.0
+"""A test that holds the engine longer than this is stuck."""
+
+
+class FakeContext:
+    """Answers y = x + 1. Lanes that share one show how many batches run at a time."""
+
+    def __init__(self) -> None:
+        self.batches: list[Tensors] = []
+        """Those that began to run, in order."""
+        self.running: list[int] = []
+        """Rows of those that run now."""
+        self.most: list[list[int]] = []
+        """`running` whenever a batch began."""
+        self.fail: Callable[[Tensors], Exception | None] = lambda inputs: None
+        self._gate = threading.Event()
+        self._lock = threading.Lock()
+        self._gate.set()
+
+    @property
+    def rows(self) -> list[int]:
+        """Rows of each batch that began to run."""
+        return [len(batch["x"]) for batch in list(self.batches)]
+
+    def hold(self) -> None:
+        """Keep batches running until `release`."""
+        self._gate.clear()
+
+    def release(self) -> None:
+        self._gate.set()
+
+    def run(self, inputs: Tensors) -> Tensors:
+        rows = len(inputs["x"])
+        with self._lock:
+            self.batches.append(inputs)
+            self.running.append(rows)
+            self.most.append(list(self.running))
+        try:
+            if not self._gate.wait(PATIENCE_S):
+                raise TimeoutError("the test did not release the engine")
+            if (error := self.fail(inputs)) is not None:
+                raise error
+            return {"y": inputs["x"] + 1}
+        finally:
+            with self._lock:
+                self.running.remove(rows)

@@ -1,0 +1,273 @@
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infer_svc.repository import Model, load_model, model_folders, warmup_inputs
+from mesh.errors import SettingsError
+from mesh.tensor import TensorSpec, dtype_name
+from tests.infer_svc import graphs
+from tests.infer_svc.graphs import write_model
+
+X = 'input [ { name: "x" data_type: TYPE_FP32 dims: [ %s ] } ]'
+Y = 'output [ { name: "y" data_type: TYPE_FP32 dims: [ %s ] } ]'
+
+
+def names(root: Path) -> list[str]:
+    return [folder.name for folder in model_folders(root)]
+
+
+@pytest.mark.parametrize("kind", ["missing", "file"])
+def test_repository_that_is_no_folder_is_refused(tmp_path: Path, kind: str) -> None:
+    root = tmp_path / "models"
+    if kind == "file":
+        root.write_text("")
+    with pytest.raises(SettingsError, match=f"model repository {root} is no folder"):
+        model_folders(root)
+
+
+def test_repository_may_be_empty(tmp_path: Path) -> None:
+    assert names(tmp_path) == []
+
+
+def test_folders_without_a_model_are_passed_over(tmp_path: Path) -> None:
+    write_model(tmp_path, "with-version", graphs.identity())
+    write_model(tmp_path, "with-config", None, "", versions=())
+    (tmp_path / "only-pipeline").mkdir()
+    (tmp_path / "only-pipeline" / "pipeline.yaml").write_text("model: with-version")
+    (tmp_path / ".git" / "hooks").mkdir(parents=True)
+    (tmp_path / "readme.md").write_text("")
+    assert names(tmp_path) == ["with-config", "with-version"]
+
+
+def test_model_without_config_is_as_its_file_declares(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, "m", graphs.addition(dims=(2, "n")))
+    model = load_model(folder, 1)
+    assert model.version == 1
+    assert model.config.max_rows == 0
+    assert model.config.inputs == model.engine.inputs
+    assert model.config.inputs[0] == TensorSpec("left", "FP32", (2, -1))
+    assert model.config.outputs == (TensorSpec("sum", "FP32", (2, -1)),)
+
+
+def test_config_that_agrees_with_the_file_is_taken(tmp_path: Path) -> None:
+    text = f"max_batch_size: 4 {X % 4} {Y % 4}"
+    config = load_model(write_model(tmp_path, "m", graphs.identity(), text), 1).config
+    assert config.inputs == (TensorSpec("x", "FP32", (-1, 4)),)
+    assert config.outputs == (TensorSpec("y", "FP32", (-1, 4)),)
+
+
+@pytest.mark.parametrize(
+    ("dims", "given", "shape"),
+    [(("n", 4), -1, (-1, 4)), (("n", "k"), 4, (-1, 4)), (("n", "k"), -1, (-1, -1))],
+    ids=["open-in-config", "open-in-file", "open-in-both"],
+)
+def test_size_left_open_on_one_side_is_the_other_sides(
+    tmp_path: Path, dims: tuple[int | str, ...], given: int, shape: tuple[int, ...]
+) -> None:
+    text = f"max_batch_size: 4 {X % given} {Y % given}"
+    config = load_model(write_model(tmp_path, "m", graphs.identity(dims=dims), text), 1).config
+    assert config.inputs[0].shape == config.outputs[0].shape == shape
+
+
+def test_newest_version_by_number_is_chosen(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, "m", graphs.identity(), versions=("2", "10", "9"))
+    assert load_model(folder, 1).version == 10
+
+
+def test_folder_names_that_are_no_version_are_passed_over(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, "m", graphs.identity(), versions=("3", "007", "0", "4a", "²"))
+    (folder / "12").write_text("a file, no folder")
+    assert load_model(folder, 1).version == 3
+
+
+def test_file_name_of_the_config_is_used(tmp_path: Path) -> None:
+    text = 'default_model_filename: "net.onnx"'
+    folder = write_model(tmp_path, "m", graphs.identity(), text, filename="net.onnx")
+    assert load_model(folder, 1).engine.outputs[0].name == "y"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('backend: "python"', r"'m' wants the backend 'python', this machine has \['onnxruntime"),
+        ('platform: "tensorflow_graphdef"', "wants the backend 'tensorflow_graphdef'"),
+        ("max_batch_size: [", r"config\.pbtxt is no ModelConfig"),
+        ('default_model_filename: "no.onnx"', r"'m' has no file .*/m/1/no\.onnx"),
+        ('input [ { name: "z" data_type: TYPE_FP32 dims: [ -1, 4 ] } ]', "has the input z: FP32"),
+        ('input [ { name: "x" data_type: TYPE_FP16 dims: [ -1, 4 ] } ]', "the input x: FP16"),
+        (X % "-1, 5", r"has the input x: FP32\[-1,5\], the model file has \['x: FP32\[-1,4\]'\]"),
+        (X % "4", r"has the input x: FP32\[4\], the model file has"),
+        (Y % "-1, 5", r"has the output y: FP32\[-1,5\], the model file has"),
+    ],
+    ids=[
+        "backend", "platform", "config", "file", "input-name", "input-dtype", "input-size",
+        "input-rank", "output-size",
+    ],
+)  # fmt: skip
+def test_model_that_does_not_fit_its_config_is_refused(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    folder = write_model(tmp_path, "m", graphs.identity(), text)
+    with pytest.raises(SettingsError, match=message):
+        load_model(folder, 1)
+
+
+def test_config_that_lacks_an_input_is_refused(tmp_path: Path) -> None:
+    text = 'input [ { name: "left" data_type: TYPE_FP32 dims: [ -1, 4 ] } ]'
+    folder = write_model(tmp_path, "m", graphs.addition(), text)
+    with pytest.raises(SettingsError, match=r"lacks the inputs \['right'\]"):
+        load_model(folder, 1)
+
+
+def test_config_may_leave_out_an_output(tmp_path: Path) -> None:
+    text = 'output [ { name: "flag_out" data_type: TYPE_BOOL dims: [ -1, 2 ] } ]'
+    config = load_model(write_model(tmp_path, "m", graphs.many_kinds(), text), 1).config
+    assert [spec.name for spec in config.outputs] == ["flag_out"]
+
+
+def test_model_without_version_is_refused_with_the_folder_it_needs(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, "m", None, "", versions=())
+    with pytest.raises(SettingsError, match=f"'m' has no version: a folder {folder / '1'}"):
+        load_model(folder, 1)
+
+
+def test_version_without_file_is_refused_with_its_path(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, "m", None, "")
+    with pytest.raises(SettingsError, match=rf"'m' has no file {folder}/1/model\.onnx"):
+        load_model(folder, 1)
+
+
+@pytest.mark.parametrize("dims", [(1, 4), (8, 4), ()], ids=["one", "eight", "scalar"])
+def test_batching_of_a_fixed_batch_dimension_is_refused(
+    tmp_path: Path, dims: tuple[int, ...]
+) -> None:
+    folder = write_model(tmp_path, "m", graphs.identity(dims=dims), "max_batch_size: 8")
+    with pytest.raises(SettingsError, match="has no batch dimension of any size; set max_batch_si"):
+        load_model(folder, 1)
+
+
+def loaded(tmp_path: Path, serialized: bytes, text: str = "") -> Model:
+    return load_model(write_model(tmp_path, "m", serialized, text), 1)
+
+
+def warmup(tensor: str, extra: str = "") -> str:
+    return f' model_warmup [ {{ name: "w" {extra} inputs {{ key: "x" value {{ {tensor} }} }} }} ]'
+
+
+@pytest.mark.parametrize("text", ["", "max_batch_size: 8"], ids=["unbatched", "batched"])
+def test_without_warmups_one_row_of_zeros_is_run_once(tmp_path: Path, text: str) -> None:
+    ((tensors, count),) = warmup_inputs(loaded(tmp_path, graphs.identity(), text))
+    assert count == 1
+    np.testing.assert_array_equal(tensors["x"], np.zeros((1, 4), np.float32))
+    assert tensors["x"].dtype == np.float32
+
+
+def test_zeros_of_strings_are_empty_strings(tmp_path: Path) -> None:
+    model = loaded(tmp_path, graphs.many_kinds(), "max_batch_size: 8")
+    ((tensors, _),) = warmup_inputs(model)
+    assert tensors["text"].tolist() == [[b"", b""]]
+    assert model.engine.open().run(tensors)["text_out"].tolist() == [[b"", b""]]
+
+
+def test_without_warmups_a_model_of_open_sizes_is_not_warmed_up(tmp_path: Path) -> None:
+    assert warmup_inputs(loaded(tmp_path, graphs.total(), "max_batch_size: 8")) == []
+
+
+def test_configured_zeros_have_their_rows_and_count(tmp_path: Path) -> None:
+    text = "max_batch_size: 8" + warmup(
+        "data_type: TYPE_FP32 dims: [ 4 ] zero_data: true", "batch_size: 8 count: 3"
+    )
+    ((tensors, count),) = warmup_inputs(loaded(tmp_path, graphs.identity(), text))
+    assert count == 3
+    np.testing.assert_array_equal(tensors["x"], np.zeros((8, 4), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "triton", "low", "high"),
+    [
+        ("FP32", "TYPE_FP32", 0, 1),
+        ("FP16", "TYPE_FP16", 0, 1),
+        ("UINT8", "TYPE_UINT8", 0, 100),
+        ("INT64", "TYPE_INT64", 0, 100),
+        ("BOOL", "TYPE_BOOL", 0, 1),
+    ],
+    ids=["FP32", "FP16", "UINT8", "INT64", "BOOL"],
+)
+def test_random_values_have_the_dtype_and_differ(
+    tmp_path: Path, dtype: str, triton: str, low: int, high: int
+) -> None:
+    tensor = f"data_type: {triton} dims: [ 100 ] random_data: true"
+    model = loaded(
+        tmp_path, graphs.identity(dtype, ("n", 100)), "max_batch_size: 8" + warmup(tensor)
+    )
+    ((tensors, _),) = warmup_inputs(model)
+    values = tensors["x"]
+    assert dtype_name(values) == dtype
+    assert values.shape == (1, 100)
+    assert low <= values.min() <= values.max() <= high
+    assert dtype == "BOOL" or len(np.unique(values)) > 20
+
+
+def test_random_strings_are_empty(tmp_path: Path) -> None:
+    tensor = "data_type: TYPE_STRING dims: [ 4 ] random_data: true"
+    model = loaded(tmp_path, graphs.identity("BYTES"), "max_batch_size: 8" + warmup(tensor))
+    ((tensors, _),) = warmup_inputs(model)
+    assert tensors["x"].tolist() == [[b""] * 4]
+
+
+def write_warmup(tmp_path: Path, raw: bytes) -> None:
+    folder = tmp_path / "m" / "warmup"
+    folder.mkdir()
+    (folder / "a.bin").write_bytes(raw)
+
+
+FROM_FILE = warmup('data_type: TYPE_FP32 dims: [ 4 ] input_data_file: "a.bin"', "batch_size: 3")
+
+
+def test_file_gives_one_row_that_is_repeated(tmp_path: Path) -> None:
+    model = loaded(tmp_path, graphs.identity(), "max_batch_size: 8" + FROM_FILE)
+    row = np.array([1, 2, 3, 4], "<f4")
+    write_warmup(tmp_path, row.tobytes())
+    ((tensors, _),) = warmup_inputs(model)
+    np.testing.assert_array_equal(tensors["x"], [row, row, row])
+
+
+def test_file_gives_all_of_an_input_without_batch_dimension(tmp_path: Path) -> None:
+    text = warmup('data_type: TYPE_FP32 dims: [ 1, 4 ] input_data_file: "a.bin"')
+    model = loaded(tmp_path, graphs.identity(), text)
+    write_warmup(tmp_path, np.arange(4, dtype="<f4").tobytes())
+    ((tensors, _),) = warmup_inputs(model)
+    np.testing.assert_array_equal(tensors["x"], [[0, 1, 2, 3]])
+
+
+def test_file_of_strings_has_the_length_before_each(tmp_path: Path) -> None:
+    text = warmup('data_type: TYPE_STRING dims: [ 1, 4 ] input_data_file: "a.bin"')
+    model = loaded(tmp_path, graphs.identity("BYTES"), text)
+    elements = [b"a", b"", b"ccc", b"dd"]
+    write_warmup(tmp_path, b"".join(struct.pack("<I", len(e)) + e for e in elements))
+    ((tensors, _),) = warmup_inputs(model)
+    assert tensors["x"].tolist() == [elements]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [None, b"", bytes(12), bytes(20), bytes(18)],
+    ids=["missing", "empty", "short", "long", "uneven"],
+)
+def test_file_that_does_not_fill_a_row_is_refused_with_its_path(
+    tmp_path: Path, raw: bytes | None
+) -> None:
+    model = loaded(tmp_path, graphs.identity(), "max_batch_size: 8" + FROM_FILE)
+    if raw is not None:
+        write_warmup(tmp_path, raw)
+    with pytest.raises(SettingsError, match=r"warm-up file .*/m/warmup/a\.bin cannot be used"):
+        warmup_inputs(model)
+
+
+def test_warmup_of_an_unknown_input_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    tensor = "data_type: TYPE_FP32 dims: [ 4 ]"
+    model = loaded(tmp_path, graphs.addition(), "max_batch_size: 8" + warmup(tensor))
+    with pytest.raises(SettingsError, match=r"'w' names the input 'x', .* \['left', 'right'\]"):
+        warmup_inputs(model)

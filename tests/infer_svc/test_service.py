@@ -1,0 +1,300 @@
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from opentelemetry.trace import NoOpTracer
+
+from infer_svc.service import InferHandler
+from mesh.errors import EngineError, InvalidInput, NotFound, Overloaded, Refused, SettingsError
+from mesh.item import Request
+from mesh.status import from_status
+from mesh.tensor import Array, Tensors, bytes_tensor, pack, unpack
+from protos.mesh.v1.stage_pb2 import Target, TargetSpec
+from tests.conftest import running_client, running_replica
+from tests.infer_svc import graphs
+from tests.infer_svc.graphs import write_model
+
+ROWS = np.arange(8, dtype=np.float32).reshape(2, 4)
+
+
+@asynccontextmanager
+async def serving(root: Path) -> AsyncIterator[InferHandler]:
+    handler = InferHandler(root, 1, NoOpTracer())
+    await handler.load()
+    try:
+        yield handler
+    finally:
+        handler.close()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A repository of good models."""
+    dynamic = "max_batch_size: 8 dynamic_batching { }"
+    write_model(tmp_path, "add", graphs.addition(), dynamic, versions=("1", "3"))
+    write_model(tmp_path, "total", graphs.total(), dynamic)
+    write_model(tmp_path, "lookup", graphs.lookup(), dynamic)
+    write_model(tmp_path, "kinds", graphs.many_kinds(), dynamic)
+    write_model(tmp_path, "fixed", graphs.identity(dims=(2, 4)))
+    return tmp_path
+
+
+@pytest.fixture
+async def handler(root: Path) -> AsyncIterator[InferHandler]:
+    async with serving(root) as handler:
+        yield handler
+
+
+async def infer(handler: InferHandler, model: str, **tensors: Array) -> Tensors:
+    return unpack((await handler(Request(model, pack(tensors)))).payload)
+
+
+def lanes_alive() -> list[str]:
+    prefixes = ("add-", "total-", "lookup-", "kinds-", "fixed-", "m-", "bad-")
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(prefixes)]
+
+
+async def test_outputs_are_those_of_the_model(handler: InferHandler) -> None:
+    outputs = await infer(handler, "add", left=ROWS, right=ROWS * 10)
+    assert outputs.keys() == {"sum"}
+    np.testing.assert_array_equal(outputs["sum"], ROWS * 11)
+
+
+async def test_tensors_may_come_in_any_order(handler: InferHandler) -> None:
+    outputs = await infer(handler, "add", right=ROWS, left=ROWS)
+    np.testing.assert_array_equal(outputs["sum"], ROWS * 2)
+
+
+async def test_many_requests_at_once_get_their_own_answers(handler: InferHandler) -> None:
+    async def ask(number: int) -> None:
+        ids = np.full((1 + number % 3, 1 + number % 5), number, np.int64)
+        outputs = await infer(handler, "total", ids=ids)
+        np.testing.assert_array_equal(outputs["total"], ids.sum(axis=1))
+
+    await asyncio.gather(*map(ask, range(200)))
+
+
+async def test_every_kind_of_tensor_passes_unchanged(handler: InferHandler) -> None:
+    async def ask(number: int) -> None:
+        tensors: Tensors = {
+            "half": np.array([[number, -0.5]], np.float16),
+            "number": np.array([[number, -(2**62)]], np.int64),
+            "flag": np.array([[number % 2 == 0, True]]),
+            "text": bytes_tensor(b"", f"größer {number}".encode()).reshape(1, 2),
+        }
+        outputs = await infer(handler, "kinds", **tensors)
+        assert {f"{name}_out" for name in tensors} == outputs.keys()
+        for name, array in tensors.items():
+            assert outputs[f"{name}_out"].dtype == array.dtype
+            assert outputs[f"{name}_out"].tolist() == array.tolist()
+
+    await asyncio.gather(*map(ask, range(20)))
+
+
+async def test_model_without_batch_dimension_takes_its_whole_shape(handler: InferHandler) -> None:
+    outputs = await infer(handler, "fixed", x=ROWS)
+    np.testing.assert_array_equal(outputs["y"], ROWS)
+
+
+async def test_unknown_model_is_not_found_and_those_there_are_are_named(
+    handler: InferHandler,
+) -> None:
+    with pytest.raises(NotFound, match=r"'no' is not in the repository; there are \['add', 'fixe"):
+        await handler(Request("no", b""))
+
+
+WRONG: dict[str, tuple[str, Tensors, str]] = {
+    "name": (
+        "add",
+        {"left": ROWS, "wrong": ROWS},
+        r"tensors \['left', 'wrong'\] came, wanted \['left: FP32\[-1,4\]', 'right: FP32\[-1,4\]'\]",
+    ),
+    "missing": ("add", {"left": ROWS}, r"tensors \['left'\] came, wanted"),
+    "too-many": ("total", {"ids": ROWS, "more": ROWS}, r"tensors \['ids', 'more'\] came, wanted"),
+    "none": ("add", {}, r"tensors \[\] came, wanted"),
+    "dtype": (
+        "add",
+        {"left": ROWS, "right": ROWS.astype(np.float64)},
+        r"tensor 'right' is FP64\[2,4\], wanted FP32\[-1,4\]",
+    ),
+    "size": (
+        "add",
+        {"left": ROWS, "right": ROWS[:, :3]},
+        r"tensor 'right' is FP32\[2,3\], wanted FP32\[-1,4\]",
+    ),
+    "rank": (
+        "add",
+        {"left": ROWS, "right": ROWS[0]},
+        r"tensor 'right' is FP32\[4\], wanted FP32\[-1,4\]",
+    ),
+    "rows-differ": (
+        "add",
+        {"left": ROWS, "right": ROWS[:1]},
+        r"rows {'left': 2, 'right': 1} came for model 'add', wanted the same .*, 1 to 8",
+    ),
+    "no-rows": ("add", {"left": ROWS[:0], "right": ROWS[:0]}, r"rows {'left': 0, .* 1 to 8"),
+    "too-many-rows": ("total", {"ids": np.zeros((9, 2), np.int64)}, r"rows {'ids': 9} .* 1 to 8"),
+    "fixed-size": ("fixed", {"x": ROWS[:1]}, r"tensor 'x' is FP32\[1,4\], wanted FP32\[2,4\]"),
+}
+
+
+@pytest.mark.parametrize(("model", "tensors", "message"), WRONG.values(), ids=WRONG.keys())
+async def test_tensors_that_do_not_fit_are_invalid_with_what_came_and_what_was_wanted(
+    handler: InferHandler, model: str, tensors: Tensors, message: str
+) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        await infer(handler, model, **tensors)
+
+
+async def test_bytes_that_are_no_tensors_are_invalid(handler: InferHandler) -> None:
+    with pytest.raises(InvalidInput, match="no serialized"):
+        await handler(Request("add", b"\xff\xff"))
+
+
+async def test_size_that_only_the_config_leaves_open_is_invalid_before_the_engine_is_asked(
+    tmp_path: Path,
+) -> None:
+    text = 'max_batch_size: 8 input [ { name: "x" data_type: TYPE_FP32 dims: [ -1 ] } ]'
+    write_model(tmp_path, "m", graphs.identity(), text)
+    async with serving(tmp_path) as handler:
+        with pytest.raises(InvalidInput, match=r"wanted FP32\[-1,4\]"):
+            await infer(handler, "m", x=ROWS[:, :3])
+
+
+async def test_failing_batch_is_an_engine_error_and_the_model_serves_on(
+    handler: InferHandler,
+) -> None:
+    with pytest.raises(EngineError, match="out of data bounds"):
+        await infer(handler, "lookup", x=np.array([[9]]))
+    outputs = await infer(handler, "lookup", x=np.array([[2]]))
+    np.testing.assert_array_equal(outputs["y"], [[20.0]])
+
+
+async def test_queue_policy_of_the_config_is_kept(tmp_path: Path) -> None:
+    policy = "default_queue_policy { max_queue_size: 1 } max_queue_delay_microseconds: 60000000"
+    text = f"max_batch_size: 8 dynamic_batching {{ {policy} }}"
+    write_model(tmp_path, "m", graphs.identity(), text)
+    async with serving(tmp_path) as handler:
+        first = asyncio.ensure_future(infer(handler, "m", x=ROWS))
+        outcome = await asyncio.gather(infer(handler, "m", x=ROWS), return_exceptions=True)
+        assert isinstance(outcome[0], Overloaded)
+        first.cancel()
+
+
+BROKEN: dict[str, tuple[bytes | None, str, str]] = {
+    "no-file": (None, "", r"'bad' has no file"),
+    "no-model": (b"garbage", "", "ONNX Runtime cannot load"),
+    "config": (graphs.identity(), "max_batch_size: x", "is no ModelConfig: 1:17"),
+    "backend": (graphs.identity(), 'backend: "python"', "wants the backend 'python'"),
+    "batch": (graphs.identity(dims=(1, 4)), "max_batch_size: 8", "no batch dimension of any size"),
+    "no-inputs": (graphs.without_inputs(), "max_batch_size: 8", "rows {} came for model 'bad'"),
+    "warmup-shape": (
+        graphs.identity(),
+        'max_batch_size: 8 model_warmup [ { name: "w" inputs { key: "x" '
+        "value { data_type: TYPE_FP32 dims: [ 5 ] } } } ]",
+        r"tensor 'x' is FP32\[1,5\], wanted FP32\[-1,4\]",
+    ),
+    "warmup-rows": (
+        graphs.identity(),
+        'max_batch_size: 8 model_warmup [ { name: "w" batch_size: 9 inputs { key: "x" '
+        "value { data_type: TYPE_FP32 dims: [ 4 ] } } } ]",
+        r"rows {'x': 9} came for model 'bad'",
+    ),
+    "warmup-open": (
+        graphs.total(),
+        'max_batch_size: 8 model_warmup [ { name: "w" inputs { key: "ids" '
+        "value { data_type: TYPE_INT64 dims: [ -1 ] } } } ]",
+        r"model_warmup 'w' has dims \[-1\]",
+    ),
+    "warmup-fails": (
+        graphs.lookup(),
+        'max_batch_size: 8 model_warmup [ { name: "w" inputs { key: "x" '
+        "value { data_type: TYPE_INT64 dims: [ 1 ] random_data: true } } } ]",
+        "a warm-up of model 'bad' failed: .*out of data bounds",
+    ),
+}
+
+
+@pytest.mark.parametrize(("serialized", "text", "message"), BROKEN.values(), ids=BROKEN.keys())
+async def test_model_that_cannot_be_served_is_refused_with_its_reason_and_others_serve(
+    root: Path,
+    serialized: bytes | None,
+    text: str,
+    message: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    write_model(root, "bad", serialized, text)
+    async with serving(root) as handler:
+        with pytest.raises(Refused, match=message):
+            await handler(Request("bad", b""))
+        await infer(handler, "add", left=ROWS, right=ROWS)
+        assert not [name for name in lanes_alive() if name.startswith("bad-")]
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert record.getMessage() == "model refused"
+    assert getattr(record, "model", None) == "bad"
+
+
+async def test_missing_repository_stops_the_start(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="is no folder"):
+        await InferHandler(tmp_path / "none", 1, NoOpTracer()).load()
+
+
+async def test_each_lane_of_the_config_has_a_thread_that_close_ends(tmp_path: Path) -> None:
+    write_model(tmp_path, "m", graphs.identity(), "instance_group [ { count: 3 } ]")
+    async with serving(tmp_path):
+        assert sorted(lanes_alive()) == ["m-0", "m-1", "m-2"]
+    assert lanes_alive() == []
+
+
+def described(specs: list[TargetSpec]) -> dict[str, TargetSpec]:
+    return {spec.name: spec for spec in specs}
+
+
+async def test_describe_tells_version_tensors_and_bytes_of_a_row(handler: InferHandler) -> None:
+    (spec,) = handler.describe([Target(name="add")])
+    assert (spec.name, spec.version) == ("add", "3")
+    assert not spec.HasField("status")
+    assert [(t.name, t.dtype, list(t.shape)) for t in spec.inputs] == [
+        ("left", "FP32", [-1, 4]),
+        ("right", "FP32", [-1, 4]),
+    ]
+    assert [(t.name, t.dtype, list(t.shape)) for t in spec.outputs] == [("sum", "FP32", [-1, 4])]
+    assert spec.output_bytes == 16
+
+
+async def test_describe_of_nothing_in_particular_names_every_model(root: Path) -> None:
+    write_model(root, "bad", None, "")
+    async with serving(root) as handler:
+        specs = handler.describe([])
+    assert [spec.name for spec in specs] == ["add", "bad", "fixed", "kinds", "lookup", "total"]
+    assert [spec.name for spec in specs if spec.HasField("status")] == ["bad"]
+
+
+async def test_describe_tells_why_a_model_is_refused_or_not_there(root: Path) -> None:
+    write_model(root, "bad", None, "")
+    async with serving(root) as handler:
+        specs = described(handler.describe([Target(name=name) for name in ("bad", "none", "add")]))
+    assert isinstance(from_status(specs["bad"].status), Refused)
+    assert isinstance(from_status(specs["none"].status), NotFound)
+    assert not specs["add"].HasField("status")
+
+
+async def test_answers_and_errors_pass_the_wire(handler: InferHandler) -> None:
+    async with running_replica(handler) as replica, running_client(replica) as client:
+        payload = pack({"left": ROWS, "right": ROWS})
+        replies = await asyncio.gather(
+            *(client.call(Request("add", payload)) for _ in range(50)),
+            client.call(Request("none", payload)),
+            client.call(Request("total", payload)),
+        )
+    for reply in replies[:50]:
+        np.testing.assert_array_equal(unpack(reply.payload)["sum"], ROWS * 2)
+        assert reply.timings is not None
+        assert reply.timings.batch_rows >= 2
+    assert isinstance(replies[50].error(), NotFound)
+    assert isinstance(replies[51].error(), InvalidInput)

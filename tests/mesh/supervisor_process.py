@@ -1,0 +1,17 @@
+"""`python -m tests.mesh.supervisor_process`: a supervisor in a process of its own, to be killed."""
+
+import asyncio
+import os
+from pathlib import Path
+
+from mesh.supervisor import Supervisor
+
+
+async def _main() -> None:
+    supervisor = Supervisor(Path(), {}, os.environ, "127.0.0.1:1", print)
+    supervisor.start()
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(_main())

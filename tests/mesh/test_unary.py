@@ -1,0 +1,131 @@
+"""A unary call is the same request as an item of a stream, and fails with the same error."""
+
+import asyncio
+import math
+import time
+
+import grpc
+import pytest
+
+from mesh.errors import DeadlineExceeded, InternalError, InvalidInput, ReplicaFull
+from mesh.item import Reply, Request
+from mesh.status import KIND_KEY, from_rpc_error
+from tests.conftest import eventually
+from tests.mesh.test_status import raising, unary_channel
+
+HEADER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+class Recorder:
+    """A handler that keeps the requests it got."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+
+    async def __call__(self, request: Request) -> Reply:
+        self.requests.append(request)
+        return Reply(request.payload + b"!")
+
+
+async def call(
+    channel: grpc.aio.Channel,
+    payload: bytes = b"",
+    timeout: float | None = 5,
+    metadata: tuple[tuple[str, str | bytes], ...] = (),
+) -> bytes:
+    method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/s/M")
+    return await method(payload, timeout=timeout, metadata=metadata)
+
+
+async def seen(
+    timeout: float | None = 5, metadata: tuple[tuple[str, str | bytes], ...] = ()
+) -> Request:
+    """Return the request that a call becomes."""
+    recorder = Recorder()
+    async with unary_channel(recorder) as channel:
+        await call(channel, b"x", timeout, metadata)
+    (request,) = recorder.requests
+    return request
+
+
+async def test_payload_and_answer_pass_as_they_are() -> None:
+    async with unary_channel(Recorder()) as channel:
+        assert await call(channel, b"\0\xff") == b"\0\xff!"
+
+
+async def test_request_says_what_was_called_and_by_whom() -> None:
+    request = await seen()
+    assert (request.target, request.payload, request.trace) == ("M", b"x", b"")
+    assert request.client.startswith("ipv4:127.0.0.1:")
+
+
+async def test_deadline_of_the_call_is_the_request_s() -> None:
+    request = await seen(timeout=3)
+    assert 2 < request.deadline - time.monotonic() <= 3
+
+
+async def test_call_without_a_deadline_has_none() -> None:
+    assert (await seen(timeout=None)).deadline == math.inf
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        pytest.param((("traceparent", HEADER),), id="alone"),
+        pytest.param((("a", "b"), ("traceparent", HEADER), ("c", "d")), id="among_others"),
+        pytest.param((("traceparent-bin", b"\1"), ("traceparent", HEADER)), id="after_binary"),
+    ],
+)
+async def test_traceparent_is_the_request_s(
+    metadata: tuple[tuple[str, str | bytes], ...],
+) -> None:
+    assert (await seen(metadata=metadata)).trace.hex() == HEADER.replace("-", "")[2:]
+
+
+@pytest.mark.parametrize("header", ["", "garbage", HEADER[:-1]], ids=["empty", "garbage", "cut"])
+async def test_traceparent_that_is_none_is_passed_over(header: str) -> None:
+    assert (await seen(metadata=(("traceparent", header),))).trace == b""
+
+
+async def test_kind_of_the_error_is_in_the_trailing_metadata() -> None:
+    """The code alone would not tell `ReplicaFull` from `Overloaded`."""
+    async with unary_channel(raising(ReplicaFull("no room"))) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(channel)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert caught.value.details() == "no room"
+    assert (KIND_KEY, "ReplicaFull") in tuple(caught.value.trailing_metadata())
+    assert type(from_rpc_error(caught.value)) is ReplicaFull
+
+
+async def test_error_of_one_call_leaves_the_next_one() -> None:
+    async def picky(request: Request) -> Reply:
+        if request.payload == b"bad":
+            raise InvalidInput("no")
+        if request.payload == b"bug":
+            raise ZeroDivisionError
+        return Reply(b"fine")
+
+    async with unary_channel(picky) as channel:
+        for payload, kind in ((b"bad", InvalidInput), (b"bug", InternalError)):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call(channel, payload)
+            assert type(from_rpc_error(caught.value)) is kind
+            assert await call(channel) == b"fine"
+
+
+async def test_call_whose_time_is_over_is_told_so_and_cancelled() -> None:
+    ended = asyncio.Event()
+
+    async def hang(request: Request) -> Reply:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        return Reply()
+
+    async with unary_channel(hang) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(channel, timeout=0.1)
+        assert type(from_rpc_error(caught.value)) is DeadlineExceeded
+        await eventually(ended.is_set)
