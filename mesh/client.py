@@ -270,6 +270,7 @@ class StageClient:
         if isinstance(error, ReplicaFull):
             return True
         if not isinstance(error, StageUnavailable):
+            link.failures = 0
             return False
         link.failures += 1
         if link.failures >= self._limits.eject_after:
@@ -360,7 +361,10 @@ class StageClient:
             finally:
                 link.drained.set()
                 link.released()
-            if not link.dead or time.monotonic() - started > 10:
+            if not link.dead:  # the next one opens while this one finishes
+                pause = self._limits.backoff_s
+                continue
+            if time.monotonic() - started > 10:
                 pause = self._limits.backoff_s
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))
             pause = min(2 * pause, 32 * self._limits.backoff_s)

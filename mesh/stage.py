@@ -5,15 +5,13 @@ from collections.abc import Awaitable, Callable, Iterable
 import grpc
 
 import mesh
-from mesh.errors import MeshError
-from mesh.grpc_types import Context
 from mesh.host import Host, serve_metrics
-from mesh.item import Handler
-from mesh.layers import stack, standard_layers
+from mesh.item import Handler, Reply, Request
+from mesh.layers import errors, logging_failures, stack, standard_layers
 from mesh.server import Limits, StageServer
 from mesh.settings import ServiceSettings
-from mesh.status import abort
 from mesh.telemetry import Tracing
+from mesh.unary import unary_method
 from protos.mesh.v1.stage_pb2 import (
     DescribeRequest,
     DescribeResponse,
@@ -56,8 +54,8 @@ class Stage:
             "Run": grpc.stream_stream_rpc_method_handler(
                 self._server.run, Envelope.FromString, Envelope.SerializeToString
             ),
-            "Describe": grpc.unary_unary_rpc_method_handler(
-                self._on_describe, DescribeRequest.FromString, DescribeResponse.SerializeToString
+            "Describe": unary_method(
+                stack(self._on_describe, [logging_failures(f"{name}/Describe"), errors]), "Describe"
             ),
         })  # fmt: skip
 
@@ -77,18 +75,11 @@ class Stage:
         await self.host.wait_for_signal()
         await self.host.stop(lambda: self._server.drain(self._settings.drain_s), 1.0)
 
-    async def _on_describe(
-        self,
-        request: DescribeRequest,
-        context: Context,
-    ) -> DescribeResponse:
-        try:
-            specs = self._describe(request.targets)
-        except MeshError as err:
-            await abort(context, err)
-        return DescribeResponse(
+    async def _on_describe(self, request: Request) -> Reply:
+        response = DescribeResponse(
             wire_version=mesh.WIRE_VERSION,
             service=self._name,
             version=mesh.__version__,
-            targets=specs,
+            targets=self._describe(DescribeRequest.FromString(request.payload).targets),
         )
+        return Reply(response.SerializeToString())

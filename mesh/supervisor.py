@@ -101,12 +101,7 @@ class Supervisor:
         pause = BACKOFF_S
         while not self._stopping:
             started = time.monotonic()
-            child.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", child.module,
-                env=child.environment, preexec_fn=partial(_die_with_parent, os.getpid()),
-                start_new_session=True,
-            )  # fmt: skip
-            status = await child.process.wait()
+            status = await _run(child)
             if self._stopping:
                 return
             if status == BAD_SETTINGS:
@@ -133,6 +128,19 @@ class Supervisor:
         if child.keeper is not None:
             child.keeper.cancel()
             await asyncio.gather(child.keeper, return_exceptions=True)
+
+
+async def _run(child: Child) -> int | str:
+    """Run a process to its end; return its exit status, or why it could not begin."""
+    try:
+        child.process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", child.module,
+            env=child.environment, preexec_fn=partial(_die_with_parent, os.getpid()),
+            start_new_session=True,
+        )  # fmt: skip
+    except OSError as err:  # no memory or no process id free just now
+        return str(err)
+    return await child.process.wait()
 
 
 def _die_with_parent(parent: int) -> None:

@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 from gateway.answers import TYPED_CALLS
 from mesh.tensor import Tensors, bytes_tensor, unpack
 from postprocess_svc.ops.nms import Nms
+from postprocess_svc.ops.top_k import TopK
 from protos.mesh.v1 import mesh_pb2
 
 
@@ -66,7 +67,7 @@ def test_text_is_sent_as_utf_8() -> None:
 
 @pytest.mark.parametrize("method", ["Classify", "ClassifyText"])
 def test_ranking_keeps_its_order_and_labels(method: str) -> None:
-    response = answered(method, ranking((0.75, 2, "zwei".encode()), (0.25, 9, b"")))
+    response = answered(method, ranking((0.75, 2, b"zwei"), (0.25, 9, b"")))
     (result,) = response.results
     assert [(c.score, c.class_id, c.label) for c in result.categories] == [
         (0.75, 2, "zwei"), (0.25, 9, "")
@@ -95,4 +96,5 @@ def test_results_are_in_the_order_of_the_items() -> None:
 
 def test_outputs_of_the_ops_are_those_that_the_answers_read() -> None:
     """The gateway knows the ops by these names only."""
-    assert {spec.name for spec in Nms(head="yolov8").outputs} >= detections(0).keys()
+    assert {spec.name for spec in Nms(head="yolov8", classes=3).outputs} == detections(0).keys()
+    assert {spec.name for spec in TopK().outputs} == ranking().keys()

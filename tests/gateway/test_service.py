@@ -21,7 +21,7 @@ from mesh.errors import DeadlineExceeded, InvalidInput, MeshError, NotFound, Ref
 from mesh.item import Reply, Request
 from mesh.server import Limits
 from mesh.status import from_rpc_error
-from mesh.tensor import bytes_tensor, from_proto, pack, to_proto, unpack
+from mesh.tensor import Tensors, bytes_tensor, from_proto, pack, to_proto, unpack
 from protos.mesh.v1 import mesh_pb2
 from tests.conftest import eventually
 from tests.gateway.stages import PIPELINE, FakeMesh, repository, running_mesh
@@ -32,7 +32,7 @@ PIPELINES = {
     "digits": PIPELINE,
     "texts": PIPELINE.replace("classify", "classify_text"),
     "boxes": PIPELINE.replace("classify", "detect"),
-    "misfit": PIPELINE.replace("digits", "other"),
+    "misfit": "model: other",
     "plain": "model: digits",
 }
 
@@ -73,7 +73,7 @@ async def rank(request: Request) -> Reply:
     """Postprocess: the length of what came as the only class."""
     (array,) = unpack(request.payload).values()
     length = len(array.tolist()[0])
-    answer = {
+    answer: Tensors = {
         "scores": np.array([[0.5]], np.float32), "classes": np.array([[length]], np.int64),
         "labels": bytes_tensor(b"bytes").reshape(1, 1),
     }  # fmt: skip
@@ -149,7 +149,7 @@ async def test_run_takes_and_gives_tensors(gateway: Gateway) -> None:
 async def test_call_without_items_is_refused(
     method: str, request_: Message, gateway: Gateway
 ) -> None:
-    with pytest.raises(InvalidInput, match="no items came for pipeline '.+', wanted at least one"):
+    with pytest.raises(InvalidInput, match=r"no items came for pipeline '.+', wanted at least one"):
         await gateway.call(method, request_)
 
 
@@ -160,12 +160,12 @@ async def test_one_bad_item_of_several_fails_the_call_and_names_its_place(
     with pytest.raises(InvalidInput) as caught:
         await gateway.call("Classify", request)
     assert str(caught.value) == "item 2: tensor 'image' is bad"
-    with pytest.raises(InvalidInput, match="^item 1: "):
+    with pytest.raises(InvalidInput, match=r"^item 1: "):
         await gateway.call("Run", run_request(b"good", b"bad"))
 
 
 async def test_only_item_that_is_bad_needs_no_place(gateway: Gateway) -> None:
-    with pytest.raises(InvalidInput, match="^tensor 'image' is bad$"):
+    with pytest.raises(InvalidInput, match=r"^tensor 'image' is bad$"):
         await gateway.call("Classify", mesh_pb2.ClassifyRequest(images=[b"bad"]))
 
 
@@ -276,7 +276,7 @@ async def test_item_that_is_not_needed_any_more_does_not_change_the_error(
     gateway: Gateway,
 ) -> None:
     request = mesh_pb2.ClassifyRequest(images=[b"bad"] * 3)
-    with pytest.raises(InvalidInput, match="^item 0: "):
+    with pytest.raises(InvalidInput, match=r"^item 0: "):
         await gateway.call("Classify", request)
 
 

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from mesh.client import ClientLimits, StageClient
-from mesh.errors import DeadlineExceeded, StageUnavailable
-from mesh.item import Request
+from mesh.errors import DeadlineExceeded, InvalidInput, StageUnavailable
+from mesh.item import Reply, Request
 from mesh.link import Lease
 from mesh.server import Limits
 from tests.conftest import Replica, echo, eventually, running_client, running_replica
@@ -126,3 +126,33 @@ async def test_random_waits_cancels_and_deadlines_leave_no_lease(narrow: Replica
         assert client.waiting == 0
         assert leased(client) == (0, 0)
         assert (await client.call(Request("t", b"x", deadline=soon(2)))).payload == b"x"
+
+
+async def test_stream_that_grew_old_is_replaced_without_a_pause() -> None:
+    """Only a lost replica is left alone for a while."""
+    limits = ClientLimits(backoff_s=60)
+    async with running_replica(echo, Limits(max_age_s=0.05)) as replica:
+        async with running_client(replica, limits=limits) as client:
+            first = client.replicas[0]
+            await eventually(lambda: first.dead)
+            reply = await client.call(Request("t", b"x", deadline=soon(5)))
+            assert reply.payload == b"x"
+
+
+async def test_replica_is_left_alone_after_failures_in_a_row_only() -> None:
+    errors: list[Exception] = []
+
+    async def fail(request: Request) -> Reply:
+        raise errors.pop(0)
+
+    limits = ClientLimits(eject_after=3, retry_burst=0, retry_ratio=0)
+    async with running_replica(fail) as replica, running_client(replica, limits=limits) as client:
+        (link,) = client.replicas
+        for row in ([StageUnavailable("s")] * 2, [InvalidInput("i")], [StageUnavailable("s")] * 2):
+            for error in row:
+                errors.append(error)
+                await client.call(Request("t", b""))
+            assert link.ejected_until == 0
+        errors.append(StageUnavailable("s"))
+        await client.call(Request("t", b""))
+        assert link.ejected_until > time.monotonic()

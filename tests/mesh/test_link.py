@@ -104,7 +104,7 @@ async def test_every_item_is_given_up_at_its_own_deadline() -> None:
         started = time.monotonic()
         forever = asyncio.create_task(link.send(Request("t", b"forever"), b""))
         await asyncio.gather(*(ask(left) for left in (0.3, 0.1, 0.2, 0.05, -1)))
-        assert all(-0.01 < by < 0.5 for payload, by in late.items() if payload != b"-1")
+        assert all(-0.01 < by < 1 for payload, by in late.items() if payload != b"-1")
         await eventually(lambda: replica.stage.depth == 1)
         assert sorted(cancelled) == [b"-1", b"0.05", b"0.1", b"0.2", b"0.3"]
         assert not forever.done()
@@ -293,7 +293,7 @@ async def _lost_after(number: signal.Signals) -> float:
 
 
 async def test_replica_that_is_killed_is_noticed_at_once() -> None:
-    assert await _lost_after(signal.SIGKILL) < 2
+    assert await _lost_after(signal.SIGKILL) < 4
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 
 import mesh
 from mesh.client import ClientLimits, StageClient
-from mesh.errors import NotFound, StageUnavailable
+from mesh.errors import InternalError, NotFound, StageUnavailable
 from mesh.item import Request
 from mesh.server import Limits
 from mesh.settings import ServiceSettings, TelemetrySettings
@@ -33,6 +33,8 @@ def describe(targets: Iterable[Target]) -> Iterable[TargetSpec]:
     targets = list(targets)
     if any(target.name == "nope" for target in targets):
         raise NotFound("there is no 'nope'")
+    if any(target.name == "crash" for target in targets):
+        raise ZeroDivisionError("secret")
     return [TargetSpec(name=target.name, version="7") for target in targets]
 
 
@@ -85,6 +87,18 @@ async def test_describe_that_fails_is_the_same_error_at_the_caller(bind: str) ->
     async with serving_stage(bind, prepared), StageClient(STAGE, bind) as client:
         with pytest.raises(NotFound, match="there is no 'nope'"):
             await client.describe([Target(name="nope")])
+
+
+async def test_describe_that_crashes_tells_nothing_of_its_text(
+    bind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepared = asyncio.Event()
+    prepared.set()
+    async with serving_stage(bind, prepared), StageClient(STAGE, bind) as client:
+        with pytest.raises(InternalError) as caught:
+            await client.describe([Target(name="crash")])
+        assert "secret" not in str(caught.value)
+        assert "secret" in caplog.text
 
 
 async def test_describe_of_a_stage_that_is_away_is_unavailable(bind: str) -> None:
@@ -187,7 +201,7 @@ async def test_drain_ends_after_its_time_and_says_so(bind: str, tmp_path: Path) 
         assert status == 0
         events = [line["event"] for line in lines]
         assert events[:2] == ["draining", "drain gave up"]
-        assert events[-1] == "stopped"
+        assert "stopped" in events
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
 

@@ -161,7 +161,10 @@ async def test_process_that_ends_by_itself_comes_back(box: Box) -> None:
         assert named(supervisor, "gateway").restarts == 1
 
 
-async def test_process_that_keeps_dying_is_tried_less_and_less(box: Box) -> None:
+async def test_process_that_keeps_dying_is_tried_less_and_less(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mesh.supervisor.BACKOFF_S", 0.05)
     box.tell("infer_svc", "crash")
     moments: list[float] = []
     reports: list[str] = []
@@ -172,8 +175,23 @@ async def test_process_that_keeps_dying_is_tried_less_and_less(box: Box) -> None
             moments.append(time.monotonic())
         (box.folder / "infer_svc.crash").unlink()
         await all_began(box)
-    assert moments[2] - moments[1] > 0.25  # the second pause is 0.5 s, give or take half of it
+    assert moments[2] - moments[1] > 0.05  # the second pause is 0.1 s, give or take half of it
     assert reports[0] == "infer-0 ended with status 3; starts again"
+
+
+async def test_process_that_cannot_even_begin_is_tried_again(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the machine has no memory or no process id left."""
+    monkeypatch.setattr("mesh.supervisor.BACKOFF_S", 0.05)
+    reports: list[str] = []
+    with monkeypatch.context() as broken:
+        broken.setattr("mesh.supervisor.sys.executable", "/no/such/python")
+        async with supervised(box, reports):
+            await eventually(lambda: len(reports) >= 8)
+            broken.undo()
+            await all_began(box)
+    assert "No such file" in reports[0]
 
 
 async def test_wrong_settings_end_it_with_a_message_and_are_not_tried_again(box: Box) -> None:
@@ -203,11 +221,13 @@ async def test_process_that_does_not_stop_is_killed_after_its_grace(box: Box) ->
 
 
 async def test_stop_in_the_middle_of_a_start_leaves_no_process(box: Box) -> None:
+    before = set(psutil.Process().children(recursive=True))
     for turns in range(0, 12, 3):
         async with supervised(box):
             for _ in range(turns):
                 await asyncio.sleep(0)
-    assert not [p for p in psutil.Process().children(recursive=True) if alive(p.pid)]
+    new = set(psutil.Process().children(recursive=True)) - before
+    assert not [process for process in new if alive(process.pid)]
 
 
 async def test_processes_die_with_a_supervisor_that_is_killed(box: Box) -> None:
