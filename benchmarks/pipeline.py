@@ -152,7 +152,8 @@ def measure() -> None:
         floats = Path(folder) / "floats.onnx"
         onnx.save(bench_model(normalizes=False), floats)
         loops = (PlainLoop(floats), OwnOpsLoop(model))
-        up = [sys.executable, "-m", "mesh.cli", "up", "--models", folder, "--bind", GATEWAY, "--replicas", "preprocess=2"]
+        words = ["-m", "mesh.cli", "up", "--models", folder, "--bind", GATEWAY]
+        up = [sys.executable, *words, "--replicas", "preprocess=2"]
         mesh = subprocess.Popen(up)
         try:
             if not asyncio.run(wait_ready(GATEWAY, 60)):
