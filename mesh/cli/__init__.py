@@ -1,25 +1,34 @@
 """The command `trtmesh`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
-from mesh.cli import calls, demo, health, traces, up
 from mesh.errors import MeshError
+
+COMMANDS = {
+    "up": "up", "demo": "demo", "detect": "calls", "classify": "calls", "language": "calls",
+    "models": "calls", "trace": "traces", "health": "health",
+}  # fmt: skip
+"""The module of each command. Only the one that is wanted is imported: a health check has to be
+light."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    # Without it gRPC writes a line to stderr for each process that is started beside its threads.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # noqa: TID251 for gRPC
     parser = argparse.ArgumentParser(
         prog="trtmesh", description="Serve models as a mesh of gRPC services."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    up.add_command(commands)
-    calls.add_commands(commands)
-    traces.add_command(commands)
-    health.add_command(commands)
-    demo.add_command(commands)
-    arguments = parser.parse_args(argv)
+    wanted = [COMMANDS[word] for word in words[:1] if word in COMMANDS]
+    for module in wanted or dict.fromkeys(COMMANDS.values()):
+        import_module(f"mesh.cli.{module}").add_commands(commands)
+    arguments = parser.parse_args(words)
     try:
         status: int = arguments.run(arguments)
     except MeshError as err:

@@ -16,7 +16,7 @@ START_S = 90
 TEXTS = ("Guten Morgen, wie geht es Ihnen?", "Where is the station?", "Où est la gare ?")
 
 
-def add_command(commands: Commands) -> None:
+def add_commands(commands: Commands) -> None:
     """Add `demo` to the command line."""
     parser = commands.add_parser("demo", help="start a mesh, ask it everything once, stop it")
     parser.add_argument("--models", type=Path, default=Path("models"), metavar="DIR")

@@ -11,7 +11,7 @@ from mesh.errors import MeshError, NotFound
 from mesh.status import from_rpc_error
 
 
-def add_command(commands: Commands) -> None:
+def add_commands(commands: Commands) -> None:
     """Add `health` to the command line."""
     parser = commands.add_parser("health", help="ask the gateway or a stage whether it serves")
     parser.add_argument(

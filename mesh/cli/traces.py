@@ -12,7 +12,7 @@ from mesh.sync_client import MeshClient
 from protos.mesh.v1 import mesh_pb2
 
 
-def add_command(commands: Commands) -> None:
+def add_commands(commands: Commands) -> None:
     """Add `trace` to the command line."""
     parser = commands.add_parser("trace", help="show a trace that the gateway has kept")
     parser.add_argument("id", nargs="?", default="", help="32 hexadecimal digits; none: the newest")

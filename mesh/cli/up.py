@@ -17,7 +17,7 @@ from mesh.errors import InvalidInput, SettingsError
 from mesh.supervisor import STAGES, Supervisor
 
 
-def add_command(commands: Commands) -> None:
+def add_commands(commands: Commands) -> None:
     """Add `up` to the command line."""
     parser = commands.add_parser("up", help="start gateway and stages on this machine")
     parser.add_argument("--models", type=Path, default=Path("models"), metavar="DIR")
