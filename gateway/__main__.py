@@ -49,7 +49,11 @@ async def main() -> None:
         watch_stages(stages)
         await host.start()
         watch = asyncio.create_task(runner.watch(host))
-        await host.wait_for_signal()
+        signalled = asyncio.create_task(host.wait_for_signal())
+        # The watch never ends by itself: its error must end the process, not leave a stale health.
+        await asyncio.wait({watch, signalled}, return_when=asyncio.FIRST_COMPLETED)
+        if watch.done():
+            watch.result()
         watch.cancel()
         await host.stop(lambda: service.streams.drain(settings.drain_s), settings.drain_s)
     tracing.shutdown()

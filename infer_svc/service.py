@@ -94,7 +94,7 @@ class InferHandler:
         if served is not None:
             return served
         if name in self._broken:
-            raise self._broken[name]
+            raise Refused(str(self._broken[name]))  # a new one: it collects a traceback
         raise NotFound(f"model {name!r} is not in the repository; there are {sorted(self._served)}")
 
     def _load(self, folder: Path, loop: asyncio.AbstractEventLoop) -> Served:

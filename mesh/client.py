@@ -224,7 +224,7 @@ class StageClient:
                 lease.release()
             lease = None
             self.retries += 1
-            log.info("retry", extra={"stage": self.stage, "replica": link.address})
+            log.debug("retry", extra={"stage": self.stage, "replica": link.address})
             if isinstance(error, ReplicaFull):
                 await asyncio.sleep(random.uniform(0.001, 0.005))
         raise AssertionError("not reached: the attempts have no end")

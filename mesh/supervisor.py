@@ -66,7 +66,7 @@ class Supervisor:
         for child in self.children:
             child.keeper = asyncio.create_task(self._keep(child))
 
-    async def stop(self, grace_s: float = 25.0) -> None:
+    async def stop(self, grace_s: float = 45.0) -> None:
         """Stop the gateway first, so that what is under way is answered; then the stages."""
         self._stopping = True
         gateways = [child for child in self.children if child.name == "gateway"]

@@ -173,7 +173,7 @@ def rpc_attributes(method: str, target: str) -> dict[str, str]:
 def end_rpc_span(span: Span, code: int, message: str = "") -> None:
     """End a CLIENT or SERVER span with the number of a gRPC status code."""
     status = code_from_number(code)
-    span.set_attribute("rpc.status_code", status.name)
+    span.set_attribute("rpc.response.status_code", status.name)
     kind = getattr(span, "kind", SpanKind.INTERNAL)
     if status in SERVER_FAULTS or (kind is SpanKind.CLIENT and status is not grpc.StatusCode.OK):
         span.set_attribute("error.type", status.name)

@@ -12,8 +12,9 @@ class PreprocessSettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="PREPROCESS_", frozen=True)
 
     bind: str = "127.0.0.1:8011"
-    threads: int = Field(1, ge=1)
-    """Threads that run ops; more processes scale better, as Python's part holds the GIL."""
+    threads: int = Field(1, ge=0)
+    """Threads that run ops; more processes scale better, as Python's part holds the GIL. 0: in the
+    event loop."""
     max_items: int = Field(256, ge=1)
     """Items waiting or running; more are sent back to be done elsewhere."""
     max_age_s: float = Field(float("inf"), gt=0)

@@ -9,7 +9,13 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status, TracesData
 
 KINDS = {2: "server", 3: "client", 4: "producer", 5: "consumer"}
-SHOWN = ("mesh.target", "mesh.attempt", "mesh.batch.rows", "mesh.batch.items", "rpc.status_code")
+SHOWN = (
+    "mesh.target",
+    "mesh.attempt",
+    "mesh.batch.rows",
+    "mesh.batch.items",
+    "rpc.response.status_code",
+)
 
 Row = tuple[str, Span]
 """Name of the service and one of its spans."""

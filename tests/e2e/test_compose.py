@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from protos.mesh.v1 import mesh_pb2
+from tests.conftest import eventually
 from tests.e2e.conftest import ROOT, free_port
 from tests.e2e.test_answers import DIGIT, PAGE
 from tests.e2e.test_traces import EDGES
@@ -29,6 +30,7 @@ pytestmark = pytest.mark.compose
 
 SERVICES = ("gateway", "preprocess", "infer", "postprocess")
 FILES = ("-f", "compose.yaml", "-f", "tests/e2e/compose.standin.yaml")
+LIMIT = ("--wait-timeout", "240")
 CALLS = 200
 GRACE_S = 30
 """The shortest `stop_grace_period` of compose.yaml: one that hangs is killed after it."""
@@ -96,7 +98,8 @@ class Stack:
     def trace(self, trace_id: str) -> Trace:
         """Ask Jaeger's port for a trace; without spans while none has come."""
         try:
-            with urlopen(f"http://127.0.0.1:{self.jaeger}/api/traces/{trace_id}") as answer:
+            url = f"http://127.0.0.1:{self.jaeger}/api/traces/{trace_id}"
+            with urlopen(url, timeout=20) as answer:
                 trace: Trace = json.load(answer)["data"][0]
         except HTTPError as err:
             with err:
@@ -106,7 +109,7 @@ class Stack:
         return trace
 
     def metric(self, name: str) -> float:
-        with urlopen(f"http://127.0.0.1:{self.metrics}/metrics") as answer:
+        with urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=20) as answer:
             text = answer.read().decode()
         found = re.search(rf'^{name}\{{stage="mesh.v1.Preprocess"\}} (\S+)$', text, re.MULTILINE)
         assert found, text
@@ -122,7 +125,7 @@ def stack() -> Iterator[Stack]:
     stack.compose("down", "--remove-orphans", "--timeout", "1")
     stack.compose("build", timeout_s=1200)
     try:
-        stack.compose("up", "-d", "--wait", "--wait-timeout", "240")
+        stack.compose("up", "-d", "--wait", *LIMIT)
         yield stack
     finally:
         print(stack.compose("logs", "--no-color"))
@@ -241,7 +244,7 @@ def test_gateway_is_serving_only_while_every_stage_is_there(stack: Stack) -> Non
 
 
 async def test_replica_that_is_added_gets_items(stack: Stack) -> None:
-    stack.compose("up", "-d", "--wait", "--no-recreate", "--scale", "preprocess=2")
+    stack.compose("up", "-d", "--wait", *LIMIT, "--no-recreate", "--scale", "preprocess=2")
     until(lambda: stack.metric("mesh_stage_replicas") == 2)
     trace_ids = [uuid.uuid4().hex for _ in range(40)]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{stack.mesh}") as channel:
@@ -276,8 +279,7 @@ async def test_no_call_fails_when_a_container_is_killed_and_it_comes_back(stack:
     assert await killer.stdout.readline() == b"ready\n"
     async with grpc.aio.insecure_channel(f"127.0.0.1:{stack.mesh}") as channel:
         calls = [asyncio.create_task(ask(channel)) for _ in range(CALLS)]
-        while len(labels) < CALLS // 10:
-            await asyncio.sleep(0.005)
+        await eventually(lambda: len(labels) > CALLS // 10, 60)
         await killer.communicate(b"\n")
         assert len(labels) < CALLS, "all were answered before the container died"
         await asyncio.gather(*calls)

@@ -111,7 +111,7 @@ def test_rpc_spans_follow_the_conventions(detect_trace: TracesData) -> None:
         values = {pair.key: pair.value.string_value for pair in span.attributes}
         assert values["rpc.system.name"] == "grpc", name
         assert values["rpc.method"] == span.name, name
-        assert values["rpc.status_code"] == "OK", name
+        assert values["rpc.response.status_code"] == "OK", name
 
 
 def test_traceparent_of_any_client_is_continued(mesh: Mesh, channel: grpc.Channel) -> None:
@@ -139,7 +139,7 @@ def test_failed_request_shows_its_status_and_reason(mesh: Mesh) -> None:
         pair.value.string_value
         for _, span in spans.values()
         for pair in span.attributes
-        if pair.key == "rpc.status_code"
+        if pair.key == "rpc.response.status_code"
     }
     assert codes == {"INVALID_ARGUMENT"}
 

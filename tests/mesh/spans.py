@@ -7,7 +7,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler
 
-STATUS = "rpc.status_code"
+STATUS = "rpc.response.status_code"
 TRACE_ID = bytes(range(1, 17))
 SAMPLED = TRACE_ID + bytes(range(1, 9)) + b"\1"
 """A binary trace context that asks for spans."""

@@ -207,3 +207,15 @@ async def test_describe_keeps_the_order_and_tells_what_is_wrong_with_each(host: 
 async def test_no_deadline_is_never_over(host: OpHost) -> None:
     assert request("scale").deadline == math.inf
     await host(request("scale"))
+
+
+async def test_without_threads_ops_run_in_the_event_loop(tmp_path: Path) -> None:
+    with OpHost(OPS, tmp_path, 0) as inline:
+        before = threading.active_count()
+        reply = await inline(Request("scale", request("scale", 4).payload, b'{"factor": 3}'))
+        assert unpack(reply.payload)["x"].tolist() == [[12, 0]]
+        assert threading.active_count() == before
+        late = request("scale")
+        late.deadline = time.monotonic() - 1
+        with pytest.raises(DeadlineExceeded):
+            await inline(late)
