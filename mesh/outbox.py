@@ -16,6 +16,8 @@ WHOLE_ITEM_BYTES = 1024 * 1024
 """A larger item goes in fragments of `MAX_BYTES`."""
 MAX_ITEM_BYTES = 64 * 1024 * 1024
 """A larger item is refused."""
+MAX_OPEN = 4
+"""Large items of a stream that go by turns; the receiver keeps the pieces of no more."""
 CHANNEL_BYTES = WHOLE_ITEM_BYTES + MAX_BYTES + 64 * 1024
 """Largest message on a stream; both ends must set it, as gRPC's default is 4 MB."""
 
@@ -103,14 +105,14 @@ class Outbox:
             id=key, data=data[at:end], last=last, total_bytes=0 if at else len(data)
         )
         if not last:
-            self._large.append((key, data, end))
+            self._large.insert(MAX_OPEN - 1, (key, data, end))
         return Envelope(fragment=fragment)
 
 
 class Assembler:
     """The receiving side of the fragments of one stream."""
 
-    def __init__(self, max_bytes: int = 4 * MAX_ITEM_BYTES) -> None:
+    def __init__(self, max_bytes: int = MAX_OPEN * MAX_ITEM_BYTES) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
         self._parts: dict[int, list[bytes]] = {}

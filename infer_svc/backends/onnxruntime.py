@@ -62,6 +62,7 @@ def load_onnxruntime(path: Path, threads: int) -> OnnxRuntimeEngine:
     Raises:
         SettingsError: the file is no model that ONNX Runtime can run.
     """
+    ort.disable_telemetry_events()  # else some builds send usage to their maker
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -291,3 +291,14 @@ async def test_waiter_that_gives_up_leaves_no_lease_behind() -> None:
             lease.release()
             assert [link.items for link in client.replicas] == [0]
             assert (await client.call(Request("t", b"x"))).payload == b"x"
+
+
+async def test_many_large_items_at_once_all_pass(one_client: StageClient) -> None:
+    """Together they are more than a receiver keeps of incomplete ones."""
+    payload = bytes(20 * 1024**2)
+    sizes = [len((await call).payload) for call in [
+        asyncio.create_task(one_client.call(Request("t", payload, deadline=soon(60))))
+        for _ in range(16)
+    ]]  # fmt: skip
+    assert sizes == [len(payload)] * 16
+    assert one_client.retries == 0
