@@ -13,14 +13,19 @@ from mesh import WIRE_VERSION
 from mesh.errors import DeadlineExceeded, InvalidInput, MeshError, StageUnavailable
 from mesh.grpc_types import Stream
 from mesh.item import Reply, Request, Timings
-from mesh.outbox import CHANNEL_BYTES, MAX_ITEM_BYTES, WHOLE_ITEM_BYTES, Assembler, Outbox
+from mesh.outbox import (
+    CHANNEL_BYTES,
+    HEADER_BYTES,
+    MAX_ITEM_BYTES,
+    WHOLE_ITEM_BYTES,
+    Assembler,
+    Outbox,
+)
 from mesh.status import from_rpc_error
 from protos.mesh.v1.stage_pb2 import Envelope, Hello, Item
 
 SWEEP_S = 0.01
 """How often items in flight are compared with their deadlines."""
-HEADER_BYTES = 200
-"""About what an item has besides its payload, context and parameters."""
 
 CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", CHANNEL_BYTES),

@@ -9,6 +9,8 @@ from google.protobuf.message import DecodeError
 from mesh.errors import InvalidInput
 from protos.mesh.v1.stage_pb2 import Envelope, Fragment, Item
 
+HEADER_BYTES = 200
+"""About what an item has besides its payload, context and parameters."""
 MAX_ITEMS = 64
 MAX_BYTES = 256 * 1024
 """Bounds of one envelope. Measured: behind 4.8 MB messages a small item waits 8.7 ms, idle 0.3."""

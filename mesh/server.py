@@ -14,15 +14,12 @@ import grpc
 from mesh import WIRE_VERSION
 from mesh.errors import InvalidInput, MeshError, ReplicaFull, StageUnavailable
 from mesh.grpc_types import Context
-from mesh.item import Handler, Reply, Request
-from mesh.outbox import MAX_ITEM_BYTES, WHOLE_ITEM_BYTES, Assembler, Outbox
+from mesh.item import Handler, Reply, Request, Timings
+from mesh.outbox import HEADER_BYTES, MAX_ITEM_BYTES, WHOLE_ITEM_BYTES, Assembler, Outbox
 from mesh.status import abort, to_status
 from protos.mesh.v1.stage_pb2 import Envelope, Grant, Hello, Item
 
 log = logging.getLogger(__name__)
-
-HEADER_BYTES = 200
-"""About what an item has besides its payload, context and parameters."""
 
 
 @dataclass(frozen=True)
@@ -251,19 +248,16 @@ def _send(outbox: Outbox, key: int, reply: Reply) -> None:
     if reply.status is not None:
         item.status.CopyFrom(reply.status)
     if reply.timings is not None:
-        _fill_timings(item, reply)
+        _fill_timings(item, reply.timings)
     if size > WHOLE_ITEM_BYTES:
         outbox.put_large(item)
 
 
-def _fill_timings(item: Item, reply: Reply) -> None:
-    if reply.timings is None:
-        return
-    timings = item.timings
-    timings.queue_us = int(reply.timings.queue * 1e6)
-    timings.batch_us = int(reply.timings.batch * 1e6)
-    timings.run_us = int(reply.timings.run * 1e6)
-    timings.batch_rows = reply.timings.batch_rows
+def _fill_timings(item: Item, timings: Timings) -> None:
+    item.timings.queue_us = int(timings.queue * 1e6)
+    item.timings.batch_us = int(timings.batch * 1e6)
+    item.timings.run_us = int(timings.run * 1e6)
+    item.timings.batch_rows = timings.batch_rows
 
 
 def _cancel(task: asyncio.Task[None]) -> None:

@@ -1,7 +1,5 @@
 """`python -m postprocess_svc`: one replica of the postprocess stage."""
 
-import cv2
-
 from mesh import log, telemetry
 from mesh.host import run_process
 from mesh.op_host import OpHost
@@ -17,7 +15,6 @@ async def main() -> None:
     log.configure("postprocess", "INFO")
     settings = load(PostprocessSettings)
     log.configure("postprocess", settings.log_level)
-    cv2.setNumThreads(1)
     tracing = telemetry.configure("postprocess", load(TelemetrySettings))
     limits = Limits(max_items=settings.max_items, max_age_s=settings.max_age_s)
     with OpHost(OPS, settings.models, settings.threads) as ops:

@@ -7,7 +7,7 @@ import socket
 import sys
 from pathlib import Path
 
-from mesh.cli.options import Commands
+from mesh.cli.options import Commands, say
 from mesh.cli.up import wait_ready
 from mesh.errors import MeshError, StageUnavailable
 from mesh.supervisor import Supervisor
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
 async def _demo(models: Path, save: Path) -> int:
     gateway = f"127.0.0.1:{_free_port()}"
     environment = {**os.environ, "GATEWAY_METRICS_PORT": "0"}  # noqa: TID251 passed on
-    supervisor = Supervisor(models, {}, environment, gateway, _say)
+    supervisor = Supervisor(models, {}, environment, gateway, say)
     supervisor.start()
     try:
         if not await wait_ready(gateway, START_S):
@@ -49,7 +49,7 @@ async def _demo(models: Path, save: Path) -> int:
         ):
             await _ask(command, gateway)
     except MeshError as err:
-        _say(str(err))
+        say(str(err))
         return 1
     finally:
         await supervisor.stop()
@@ -73,7 +73,3 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _say(line: str) -> None:
-    print(f"trtmesh: {line}", file=sys.stderr, flush=True)

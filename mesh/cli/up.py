@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from mesh.cli.options import Commands
+from mesh.cli.options import Commands, say
 from mesh.errors import InvalidInput, SettingsError
 from mesh.supervisor import STAGES, Supervisor
 
@@ -58,7 +57,7 @@ async def _up(arguments: argparse.Namespace) -> int:
         loop.add_signal_handler(number, stop.set)
     supervisor = Supervisor(
         arguments.models, _replicas(arguments.replicas), os.environ,  # noqa: TID251 passed on
-        arguments.bind, _say,
+        arguments.bind, say,
     )  # fmt: skip
     started = time.monotonic()
     supervisor.start()
@@ -68,14 +67,14 @@ async def _up(arguments: argparse.Namespace) -> int:
         ends: set[asyncio.Future[Any]] = {stopping, supervisor.failed}
         await asyncio.wait({ready, *ends}, return_when=asyncio.FIRST_COMPLETED)
         if ready.done() and ready.result():
-            _say(f"ready at {arguments.bind} after {time.monotonic() - started:.1f} s")
+            say(f"ready at {arguments.bind} after {time.monotonic() - started:.1f} s")
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     finally:
         ready.cancel()
         stopping.cancel()
         await supervisor.stop()
     if supervisor.failed.done():
-        _say(supervisor.failed.result())
+        say(supervisor.failed.result())
         return 2
     return 0
 
@@ -88,7 +87,3 @@ def _replicas(given: list[str]) -> dict[str, int]:
             raise InvalidInput(f"--replicas {text!r} came, wanted STAGE=N with one of {STAGES}")
         counts[stage] = int(number)
     return counts
-
-
-def _say(line: str) -> None:
-    print(f"trtmesh: {line}", file=sys.stderr, flush=True)
