@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -18,7 +18,15 @@ from protos.mesh.v1.stage_pb2 import Target, TargetSpec
 MAX_OPS = 256
 """Ops with their parameters that are kept ready; the one not used for longest goes first."""
 
+HAND_BACK = 8
+HAND_BACK_S = 0.02
+HAND_BACK_WAITING = 4
+"""While so many requests wait, up to 8 results are handed back together, after 20 ms at the latest:
+with a queue, what counts is throughput, and eight replies in one message cost little more than one,
+here and in every stage that follows."""
+
 Job = tuple[Request, asyncio.Future[Reply]]
+Result = tuple[asyncio.Future[Reply], Reply | BaseException]
 
 
 class OpHost:
@@ -39,6 +47,9 @@ class OpHost:
         self._queue: FairQueue[Job] = FairQueue()
         self._ready = threading.Condition()
         self._closed = False
+        self._results: deque[Result] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timed = False
         self._threads = [
             threading.Thread(target=self._work, name=f"op-{index}", daemon=True)
             for index in range(threads)
@@ -105,20 +116,39 @@ class OpHost:
             return op
 
     def _work(self) -> None:
-        while True:
-            with self._ready:
-                while not self._queue and not self._closed:
-                    self._ready.wait()
-                if self._closed:
-                    return
-                request, future = self._queue.pop()
+        while (job := self._next()) is not None:
+            request, future = job
             if future.done():
                 continue  # the caller gave up
-            try:
-                result: Reply | BaseException = self._run(request)
-            except Exception as err:  # noqa: BLE001 the boundary; the errors layer logs it
-                result = err
-            self._loop.call_soon_threadsafe(_settle, future, result)
+            self._results.append((future, self._outcome(request)))
+            if len(self._results) >= HAND_BACK or len(self._queue) < HAND_BACK_WAITING:
+                self._loop.call_soon_threadsafe(self._hand_back)
+            elif not self._timed:
+                self._timed = True
+                self._loop.call_soon_threadsafe(self._hand_back_soon)
+
+    def _next(self) -> Job | None:
+        """Wait for a request; None: there will be no more."""
+        with self._ready:
+            while not self._queue and not self._closed:
+                self._ready.wait()
+            return None if self._closed else self._queue.pop()
+
+    def _outcome(self, request: Request) -> Reply | BaseException:
+        try:
+            return self._run(request)
+        except Exception as err:  # noqa: BLE001 the boundary; the errors layer logs it
+            return err
+
+    def _hand_back_soon(self) -> None:
+        self._timer = self._loop.call_later(HAND_BACK_S, self._hand_back)
+
+    def _hand_back(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timed = False  # before the loop: what a thread adds meanwhile is taken or timed
+        while self._results:
+            _settle(*self._results.popleft())
 
     def _run(self, request: Request) -> Reply:
         request.check_deadline()

@@ -12,10 +12,12 @@ from protos.mesh.v1.stage_pb2 import Envelope, Fragment, Item
 HEADER_BYTES = 200
 """About what an item has besides its payload, context and parameters."""
 MAX_ITEMS = 64
-MAX_BYTES = 256 * 1024
-"""Bounds of one envelope. Measured: behind 4.8 MB messages a small item waits 8.7 ms, idle 0.3."""
-WHOLE_ITEM_BYTES = 1024 * 1024
-"""A larger item goes in fragments of `MAX_BYTES`."""
+MAX_BYTES = 1024 * 1024
+"""Bounds of one envelope. Measured: behind 4.8 MB messages a small item waits 8.7 ms, idle 0.3;
+six pictures of 224 x 224 in one message cost half of what they cost in six."""
+WHOLE_ITEM_BYTES = MAX_BYTES
+"""A larger item goes in fragments."""
+FRAGMENT_BYTES = 256 * 1024
 MAX_ITEM_BYTES = 64 * 1024 * 1024
 """A larger item is refused."""
 MAX_OPEN = 4
@@ -101,7 +103,7 @@ class Outbox:
 
     def _next_fragment(self) -> Envelope:
         key, data, at = self._large.popleft()
-        end = at + MAX_BYTES
+        end = at + FRAGMENT_BYTES
         last = end >= len(data)
         fragment = Fragment(
             id=key, data=data[at:end], last=last, total_bytes=0 if at else len(data)

@@ -26,6 +26,9 @@ NUMPY_DTYPES: dict[str, np.dtype[np.generic]] = {
 
 _NAMES = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
 _LENGTH = np.dtype("<u4")
+_TENSOR_TAG = b"\x0a"
+_RAW_TAG = b"\x22"
+"""Of `Tensors.tensors` and `Tensor.raw`: field number * 8 + 2, as protobuf encodes it."""
 _MAX_DIMS = 64
 """As many as numpy has; the product of a million of them would take hours."""
 
@@ -119,17 +122,18 @@ def bytes_tensor(*elements: bytes) -> Array:
 
 def to_proto(tensors: Mapping[str, Array]) -> tensor_pb2.Tensors:
     """Return the wire form of named tensors."""
-    message = tensor_pb2.Tensors()
-    for name, array in tensors.items():
-        message.tensors.add(
-            name=name, dtype=dtype_name(array), shape=array.shape, raw=_to_raw(array)
-        )
-    return message
+    return tensor_pb2.Tensors.FromString(pack(tensors))
 
 
 def pack(tensors: Mapping[str, Array]) -> bytes:
-    """Serialize named tensors."""
-    return to_proto(tensors).SerializeToString()
+    """Serialize named tensors: what protobuf would write, with the elements copied once."""
+    parts: list[bytes | memoryview] = []
+    for name, array in tensors.items():
+        tensor = tensor_pb2.Tensor(name=name, dtype=dtype_name(array), shape=array.shape)
+        raw = _to_raw(array)
+        head = tensor.SerializeToString() + _RAW_TAG + _varint(len(raw))
+        parts += (_TENSOR_TAG + _varint(len(head) + len(raw)) + head, raw)
+    return b"".join(parts)
 
 
 def unpack(payload: bytes) -> Tensors:
@@ -156,9 +160,20 @@ def from_proto(message: tensor_pb2.Tensors) -> Tensors:
     return tensors
 
 
-def _to_raw(array: Array) -> bytes:
+def _varint(value: int) -> bytes:
+    """Return a number as protobuf encodes it: 7 bits a byte, the lowest first."""
+    octets = bytearray()
+    while value > 0x7F:
+        octets.append(value & 0x7F | 0x80)
+        value >>= 7
+    octets.append(value)
+    return bytes(octets)
+
+
+def _to_raw(array: Array) -> bytes | memoryview:
     if array.dtype != object:
-        return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        return little.reshape(-1).view(np.uint8).data
     parts: list[bytes] = []
     elements: list[bytes] = array.ravel().tolist()
     for element in elements:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from mesh.errors import DeadlineExceeded, InvalidInput, MeshError, NotFound
 from mesh.item import Reply, Request
 from mesh.layers import errors
-from mesh.op_host import MAX_OPS, OpHost
+from mesh.op_host import HAND_BACK, MAX_OPS, OpHost
 from mesh.tensor import Array, pack, unpack
 from protos.mesh.v1.stage_pb2 import Target
 from tests.conftest import eventually
@@ -57,6 +58,37 @@ async def test_clients_take_turns(host: OpHost) -> None:
         Gate.opened.set()
         await asyncio.gather(first, *tasks)
         assert Gate.seen == [0, 1, 11, 2, 12, 3, 4]
+
+
+async def test_results_are_handed_back_together_while_others_wait(host: OpHost) -> None:
+    with Gate.closed():
+        tasks = [asyncio.create_task(host(request("gate", number))) for number in range(14)]
+        await occupied()
+        await eventually(lambda: len(host._queue) == 13)
+        with patch.object(host._loop, "call_soon_threadsafe") as call:
+            Gate.opened.set()
+            await eventually(lambda: len(host._results) == 14)
+            handed_back = [job.args[0] for job in call.mock_calls]
+        # The timer for the first, all at the eighth (here: each later one too), then one by one.
+        assert handed_back[0] == host._hand_back_soon
+        assert set(handed_back[1:]) == {host._hand_back}
+        assert len(handed_back) == 1 + 14 - (HAND_BACK - 1)
+        host._hand_back()
+        await asyncio.gather(*tasks)
+
+
+async def test_result_does_not_wait_for_an_op_that_takes_long(host: OpHost) -> None:
+    with Gate.closed():
+        jobs = [request("gate", 0), request("scale"), *(request("gate", 1) for _ in range(6))]
+        first, quick, *rest = [asyncio.create_task(host(job)) for job in jobs]
+        await occupied()
+        await eventually(lambda: len(host._queue) == 7)
+        Gate.opened.set()
+        Gate.opened.clear()
+        await asyncio.wait_for(asyncio.gather(first, quick), 5)
+        assert not any(task.done() for task in rest)
+        Gate.opened.set()
+        await asyncio.gather(*rest)
 
 
 async def test_item_whose_time_is_over_is_not_run(host: OpHost) -> None:

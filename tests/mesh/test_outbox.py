@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mesh.errors import InvalidInput
 from mesh.outbox import (
     CHANNEL_BYTES,
+    FRAGMENT_BYTES,
     MAX_BYTES,
     MAX_ITEM_BYTES,
     MAX_ITEMS,
@@ -166,7 +167,7 @@ async def test_largest_whole_item_fits_the_channel_with_everything_around_it() -
 
 async def test_small_item_waits_for_one_fragment_of_a_large_one_at_most() -> None:
     async with running_outbox() as (outbox, stream):
-        outbox.put_large(large_item(9, 10 * MAX_BYTES))
+        outbox.put_large(large_item(9, 10 * FRAGMENT_BYTES))
         for small in range(5):
             await stream.has_begun(2 * small + 1)
             assert stream.begun[-1].HasField("fragment")
@@ -178,8 +179,8 @@ async def test_small_item_waits_for_one_fragment_of_a_large_one_at_most() -> Non
 
 async def test_two_large_items_share_the_stream() -> None:
     async with running_outbox() as (outbox, stream):
-        outbox.put_large(large_item(1, 3 * MAX_BYTES))
-        outbox.put_large(large_item(2, 3 * MAX_BYTES))
+        outbox.put_large(large_item(1, 3 * FRAGMENT_BYTES))
+        outbox.put_large(large_item(2, 3 * FRAGMENT_BYTES))
         stream.end_writes(100)
         await stream.has_begun(8)
         assert [envelope.fragment.id for envelope in stream.begun] == [1, 2] * 4
