@@ -25,6 +25,7 @@ from mesh.host import Host
 from mesh.item import Reply, Request
 from mesh.link import Lease, Link
 from protos.mesh.v1.stage_pb2 import Target
+from protos.mesh.v1.tensor_pb2 import Slot
 
 HEALTH_EVERY_S = 0.2
 RETRY_EVERY = 25
@@ -59,7 +60,10 @@ class PipelineRunner:
         try:
             payload, context = request.payload, b""
             if pipeline.before is not None:
-                reply = await _call(self._stages.preprocess, request, pipeline.before, payload)
+                reply = await _call(
+                    self._stages.preprocess, request, pipeline.before, payload,
+                    slot=lease.take_slot(),
+                )  # fmt: skip
                 payload, context = reply.payload, reply.context
             model = Target(name=config.model)
             reply = await _call(infer, request, model, payload, lease=lease)
@@ -178,6 +182,7 @@ async def _call(
     *,
     context: bytes = b"",
     lease: Lease | None = None,
+    slot: Slot | None = None,
 ) -> Reply:
     """Send what a request has become to its next stage, with the time it has left."""
     step = Request(
@@ -188,6 +193,7 @@ async def _call(
         request.deadline,
         request.trace,
         request.client,
+        slot,
     )
     reply = await client.call(step, lease)
     error = reply.error()

@@ -3,6 +3,7 @@
 from infer_svc.service import InferHandler
 from infer_svc.settings import InferSettings
 from mesh import log, telemetry
+from mesh.arena import Lender
 from mesh.host import run_process
 from mesh.server import Limits
 from mesh.settings import TelemetrySettings, load
@@ -15,13 +16,15 @@ async def main() -> None:
     settings = load(InferSettings)
     log.configure("infer", settings.log_level)
     tracing = telemetry.configure("infer", load(TelemetrySettings))
-    handler = InferHandler(settings.models, settings.cpu_threads, tracing.sampled)
+    lender = Lender(settings.arena_mbytes)
+    handler = InferHandler(settings.models, settings.cpu_threads, tracing.sampled, lender)
     limits = Limits(settings.max_items, settings.max_mbytes * 1024**2, settings.max_age_s)
-    stage = Stage("mesh.v1.Infer", settings, handler, handler.describe, tracing, limits)
+    stage = Stage("mesh.v1.Infer", settings, handler, handler.describe, tracing, limits, lender)
     await stage.serve(handler.load)
     handler.close()
+    lender.close()
     tracing.shutdown()
 
 
 if __name__ == "__main__":
-    run_process(main, batch=False)
+    run_process(main)

@@ -12,13 +12,18 @@ from opentelemetry.trace import Tracer
 from infer_svc.batcher import Batcher
 from infer_svc.lane import Batch, Lane
 from infer_svc.repository import Model, load_model, model_folders, warmup_inputs
+from mesh.arena import ALIGN, Lender
 from mesh.errors import EngineError, InvalidInput, MeshError, NotFound, Refused
 from mesh.item import Reply, Request
 from mesh.status import to_status
 from mesh.tensor import Tensors, check_tensors, unpack
 from protos.mesh.v1.stage_pb2 import Target, TargetSpec
+from protos.mesh.v1.tensor_pb2 import SlotRange
 
 log = logging.getLogger(__name__)
+
+MAX_SLOT_BYTES = 4 * 1024 * 1024
+"""All slots are as large as the largest model's row needs, if it needs no more than this."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,11 @@ class InferHandler:
         root: the model repository.
         threads: CPU threads that one run may use.
         tracer: for batch spans; samples everything.
+        lender: of the shared memory that tensors may come in.
     """
 
-    def __init__(self, root: Path, threads: int, tracer: Tracer) -> None:
+    def __init__(self, root: Path, threads: int, tracer: Tracer, lender: Lender) -> None:
+        self._lender = lender
         self._root = root
         self._threads = threads
         self._tracer = tracer
@@ -66,17 +73,27 @@ class InferHandler:
                 "lanes": len(served.lanes), "s": round(time.monotonic() - started, 3),
             }  # fmt: skip
             log.info("model ready", extra=fields)
+        self._lender.open(max(map(_slot_bytes, self._served.values()), default=0))
 
     async def __call__(self, request: Request) -> Reply:
         """Run one request; a handler as in `mesh.item`."""
         served = self._find(request.target)
-        tensors = unpack(request.payload)
+        ranges: list[SlotRange] = []
+
+        def read(at: SlotRange) -> memoryview:
+            ranges.append(at)
+            return self._lender.read(at, request.client)
+
+        tensors = unpack(request.payload, read)
         config = served.model.config
         check_tensors(tensors, config.inputs)
         rows = _rows(tensors, config.max_rows, config.name)
         skip = 1 if config.max_rows else 0
         key = tuple(tensors[spec.name].shape[skip:] for spec in config.inputs)
-        return await served.batcher.run(request, tensors, key, rows)
+        reply = await served.batcher.run(request, tensors, key, rows)
+        for at in ranges:
+            self._lender.read(at, request.client)  # else it was lent anew while the batch ran
+        return reply
 
     def describe(self, targets: Iterable[Target]) -> list[TargetSpec]:
         """Return what each model takes and makes; no targets: every model."""
@@ -125,6 +142,13 @@ class InferHandler:
         spec.outputs.extend(tensor.to_proto() for tensor in config.outputs)
         spec.output_bytes = sum(tensor.row_bytes() for tensor in config.outputs)
         return spec
+
+
+def _slot_bytes(served: Served) -> int:
+    """Return what one row of a model's inputs takes in shared memory; 0: too much or not known."""
+    inputs = served.model.config.inputs
+    size = sum(spec.row_bytes() + ALIGN for spec in inputs)
+    return size if all(spec.row_bytes() for spec in inputs) and size <= MAX_SLOT_BYTES else 0
 
 
 def _warm_up(model: Model, lanes: Iterable[Lane]) -> None:

@@ -20,5 +20,8 @@ class InferSettings(ServiceSettings):
     """Items waiting or running; more are sent back to be done elsewhere."""
     max_mbytes: int = Field(512, ge=1)
     """Megabytes of items waiting or running that all clients' grants add up to."""
+    arena_mbytes: int = Field(48, ge=0, le=65536)
+    """Megabytes of memory shared with the other services of this machine, for tensors that then
+    need not be sent; Docker gives a container 64 in all unless told otherwise. 0: none."""
     max_age_s: float = Field(float("inf"), gt=0)
     """A client's stream older than this moves to a new one, so that new replicas get traffic."""

@@ -201,11 +201,12 @@ class StageClient:
         """
         self._budget = min(self._limits.retry_burst, self._budget + self._limits.retry_ratio)
         free = True
-        size = len(request.payload)
         for attempt in itertools.count():
             if lease is None or not lease.link.open:
                 if lease is not None:
+                    request.payload = lease.inline(request.payload)
                     lease.release()
+                size = len(request.payload)
                 lease = await self.reserve(size, request.deadline, request.client)
             link = lease.link
             try:
@@ -216,10 +217,12 @@ class StageClient:
                 error: MeshError | None = reply.error()
                 if not self._may_repeat(error, link):
                     return reply
+                request.payload = lease.inline(request.payload)
             except StageUnavailable as lost:
                 if not free and not self._spend():
                     raise
                 free, error = False, lost
+                request.payload = lease.inline(request.payload)
             finally:
                 lease.release()
             lease = None

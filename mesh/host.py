@@ -105,14 +105,9 @@ class Host:
         self._stop.set()
 
 
-def run_process(main: Callable[[], Coroutine[Any, Any, None]], *, batch: bool = True) -> None:
-    """Run a service's main coroutine on uvloop; a known error ends with one line and status 2.
-
-    Args:
-        main: of the service.
-        batch: as `mesh.process.tune` takes it.
-    """
-    tune(batch=batch)
+def run_process(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a service's main coroutine on uvloop; a known error ends with one line and status 2."""
+    tune()
     try:
         uvloop.run(main())
     except MeshError as err:

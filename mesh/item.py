@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from mesh.errors import DeadlineExceeded, MeshError
 from mesh.status import from_status
 from protos.mesh.v1 import stage_pb2
+from protos.mesh.v1.tensor_pb2 import Slot
 
 
 @dataclass(slots=True)
@@ -64,6 +65,8 @@ class Request:
     """W3C trace context in binary: trace id (16 bytes), parent span id (8), flags (1); or empty."""
     client: str = ""
     """Whose request it is: queues are fair between clients."""
+    slot: Slot | None = None
+    """Shared memory where outputs may be written."""
     emit: Callable[[Reply], None] | None = None
     """Sends a reply before the last one; set by whoever can take several."""
     received: float = field(default_factory=time.monotonic)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import grpc
 
 from mesh import WIRE_VERSION
+from mesh.arena import Slots, remove_orphans
 from mesh.errors import DeadlineExceeded, InvalidInput, MeshError, StageUnavailable
 from mesh.grpc_types import Stream
 from mesh.item import Reply, Request, Timings
@@ -22,8 +23,11 @@ from mesh.outbox import (
     Outbox,
 )
 from mesh.status import from_rpc_error
-from protos.mesh.v1.stage_pb2 import Envelope, Hello, Item
+from mesh.tensor import inline
+from protos.mesh.v1.stage_pb2 import Envelope, Hello, Item, Lending
+from protos.mesh.v1.tensor_pb2 import Slot
 
+ORPHAN_S = 1.0
 SWEEP_S = 0.01
 """How often items in flight are compared with their deadlines."""
 
@@ -77,6 +81,8 @@ class Link:
         """The stream is gone."""
         self.reason = ""
         """Why it is gone."""
+        self._session = uuid.uuid4().hex
+        self._slots: Slots | None = None
         self._method = method
         self._changed = changed
         self._max_items = self._max_bytes = self._depth = 0
@@ -164,7 +170,7 @@ class Link:
             self._fail_pending(reason)
 
     async def _run_streams(self, data: grpc.aio.Channel, control: grpc.aio.Channel) -> None:
-        session = uuid.uuid4().hex
+        session = self._session
         stream = self._open(data)
         await stream.write(_hello(session, control=False))
         await self._read_first(stream)
@@ -223,6 +229,8 @@ class Link:
             self._depth = grant.queue_depth
             self._depth_at = time.monotonic()
             self._sent_since = 0
+        if envelope.HasField("lending"):
+            self._slots = _shared(envelope.lending, self._session)
         for item in envelope.items:
             self._answer(item)
         if envelope.HasField("fragment"):
@@ -276,6 +284,21 @@ class Link:
             asyncio.get_running_loop().call_later(SWEEP_S, self._sweep) if self._pending else None
         )
 
+    def take_slot(self) -> Slot | None:
+        """Lease a slot of the memory shared with the replica; None: there is none, or none free."""
+        if self._slots is None or self._outbox is None:
+            return None
+        return self._slots.take()
+
+    def inline(self, payload: bytes) -> bytes:
+        """Return a payload with the tensors in it that the link's slots hold."""
+        return inline(payload, self._slots.read) if self._slots is not None else payload
+
+    def end_slot(self, slot: Slot) -> None:
+        """End the lease of a slot."""
+        if self._slots is not None:
+            self._slots.give_back(slot)
+
     def _note_empty(self) -> None:
         if self.drained.is_set() and not self._pending and self.items == 0:
             self._empty.set()
@@ -301,24 +324,43 @@ class Link:
                 entry.future.set_exception(error)
         self.drained.set()
         self._changed()
+        if self._slots is not None:
+            self._slots.close()
+            # Should the owner have died, nobody else removes its file; it may still be dying.
+            asyncio.get_running_loop().call_later(ORPHAN_S, remove_orphans)
 
 
 class Lease:
-    """The right to have one item of so many bytes in flight at one replica."""
+    """The right to have one item of so many bytes in flight at one replica.
 
-    __slots__ = ("_released", "link", "size")
+    With it goes, where memory is shared, a slot for the item's tensors.
+    """
+
+    __slots__ = ("_released", "link", "size", "slot")
 
     def __init__(self, link: Link, size: int, released: Callable[[], None]) -> None:
         self._released: Callable[[], None] | None = released
         self.link = link
         self.size = size
+        self.slot: Slot | None = None
         link.items += 1
         link.bytes += size
+
+    def take_slot(self) -> Slot | None:
+        """Lease a slot until the release; None: there is none."""
+        self.slot = self.link.take_slot()
+        return self.slot
+
+    def inline(self, payload: bytes) -> bytes:
+        """Return a payload that needs this lease's slot no more."""
+        return payload if self.slot is None else self.link.inline(payload)
 
     def release(self) -> None:
         """Give the right back; a second time does nothing."""
         released, self._released = self._released, None
         if released is not None:
+            if self.slot is not None:
+                self.link.end_slot(self.slot)
             self.link.items -= 1
             self.link.bytes -= self.size
             self.link.released()
@@ -327,6 +369,13 @@ class Lease:
 
 def _hello(session: str, *, control: bool) -> Envelope:
     return Envelope(hello=Hello(session=session, control=control, wire_version=WIRE_VERSION))
+
+
+def _shared(lending: Lending, session: str) -> Slots | None:
+    try:
+        return Slots(lending, session)
+    except (OSError, ValueError):
+        return None  # the replica is on another machine, or does not share its memory
 
 
 def _put(outbox: Outbox, key: int, request: Request, trace: bytes) -> None:
@@ -345,5 +394,7 @@ def _put(outbox: Outbox, key: int, request: Request, trace: bytes) -> None:
         item.parameters = request.parameters
     if request.context:
         item.context = request.context
+    if request.slot is not None:
+        item.slot.CopyFrom(request.slot)
     if size > WHOLE_ITEM_BYTES:
         outbox.put_large(item)

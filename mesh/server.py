@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 import grpc
 
 from mesh import WIRE_VERSION
+from mesh.arena import Lender
 from mesh.errors import InvalidInput, MeshError, ReplicaFull, StageUnavailable
 from mesh.grpc_types import Context
 from mesh.item import Handler, Reply, Request, Timings
 from mesh.outbox import HEADER_BYTES, MAX_ITEM_BYTES, WHOLE_ITEM_BYTES, Assembler, Outbox
 from mesh.status import abort, to_status
 from protos.mesh.v1.stage_pb2 import Envelope, Grant, Hello, Item
+from protos.mesh.v1.tensor_pb2 import Slot
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +49,20 @@ class Session:
 
 
 class StageServer:
-    """Serves one `Run(stream Envelope) returns (stream Envelope)`."""
+    """Serves one `Run(stream Envelope) returns (stream Envelope)`.
 
-    def __init__(self, handler: Handler, limits: Limits = Limits()) -> None:
+    Args:
+        handler: does the work of one item.
+        limits: of the replica.
+        lender: of shared memory for the clients' items; None: they bring their bytes.
+    """
+
+    def __init__(
+        self, handler: Handler, limits: Limits = Limits(), lender: Lender | None = None
+    ) -> None:
         self._handler = handler
         self._limits = limits
+        self._lender = lender
         self._sessions: dict[str, Session] = {}
         self._depth = 0
         self._draining = False
@@ -136,7 +147,10 @@ class StageServer:
         outbox = Outbox(self._with_grant(context.write))
         session = Session(key, outbox)
         self._sessions[key] = session
-        outbox.control()
+        first = outbox.control()
+        lending = self._lender.lend(key) if self._lender is not None else None
+        if lending is not None:
+            first.lending.CopyFrom(lending)
         writer = asyncio.create_task(outbox.run())
         age = self._drain_later(session)
         assembler = Assembler()
@@ -155,6 +169,8 @@ class StageServer:
             if age is not None:
                 age.cancel()
             del self._sessions[key]
+            if self._lender is not None:
+                self._lender.take_back(key)
             for task in session.tasks.values():
                 _cancel(task)
             writer.cancel()
@@ -191,7 +207,8 @@ class StageServer:
         left = item.time_left_us
         request = Request(
             item.target, item.payload, item.parameters, item.context,
-            now + left * 1e-6 if left else math.inf, item.trace, session.key, None, now,
+            now + left * 1e-6 if left else math.inf, item.trace, session.key,
+            _slot(item), None, now,
         )  # fmt: skip
         request.emit = lambda reply: _send(session.data, key, reply)
         self._depth += 1
@@ -226,6 +243,14 @@ class StageServer:
             bytes=max(1, self._limits.max_bytes // share),
             queue_depth=self._depth,
         )
+
+
+def _slot(item: Item) -> Slot | None:
+    if not item.HasField("slot"):
+        return None
+    slot = Slot()
+    slot.CopyFrom(item.slot)  # the item's own would keep the whole envelope alive
+    return slot
 
 
 def _send(outbox: Outbox, key: int, reply: Reply) -> None:

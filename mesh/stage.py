@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Iterable
 import grpc
 
 import mesh
+from mesh.arena import Lender
 from mesh.host import Host, serve_metrics
 from mesh.item import Handler, Reply, Request
 from mesh.layers import errors, logging_failures, stack, standard_layers
@@ -33,6 +34,7 @@ class Stage:
         describe: tells what targets take and make.
         tracing: of the process.
         limits: bounds of the replica.
+        lender: of shared memory for the clients' items.
     """
 
     def __init__(
@@ -43,12 +45,13 @@ class Stage:
         describe: Describe,
         tracing: Tracing,
         limits: Limits,
+        lender: Lender | None = None,
     ) -> None:
         self._name = name
         self._settings = settings
         self._describe = describe
         layers = standard_layers(tracing.tracer, f"{name}/Run")
-        self._server = StageServer(stack(handler, layers), limits)
+        self._server = StageServer(stack(handler, layers), limits, lender)
         self.host = Host(settings.bind)
         self.host.add(name, {
             "Run": grpc.stream_stream_rpc_method_handler(

@@ -1,7 +1,7 @@
 """Tensors between numpy and the wire: names, dtypes, shapes, bytes."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,11 @@ from protos.mesh.v1 import tensor_pb2
 Array = NDArray[np.generic]
 Tensors = dict[str, Array]
 """Tensors by name; BYTES tensors are object arrays of `bytes`."""
+
+Place = Callable[[memoryview], tensor_pb2.SlotRange | None]
+"""Copies elements into shared memory and returns where; None: they do not fit."""
+Read = Callable[[tensor_pb2.SlotRange], memoryview]
+"""Returns elements in shared memory; raises `InvalidInput`."""
 
 NUMPY_DTYPES: dict[str, np.dtype[np.generic]] = {
     "BOOL": np.dtype("?"), "UINT8": np.dtype("u1"), "UINT16": np.dtype("<u2"),
@@ -125,39 +130,78 @@ def to_proto(tensors: Mapping[str, Array]) -> tensor_pb2.Tensors:
     return tensor_pb2.Tensors.FromString(pack(tensors))
 
 
-def pack(tensors: Mapping[str, Array]) -> bytes:
-    """Serialize named tensors: what protobuf would write, with the elements copied once."""
+def pack(tensors: Mapping[str, Array], place: Place | None = None) -> bytes:
+    """Serialize named tensors: what protobuf would write, with the elements copied once.
+
+    Args:
+        tensors: by name.
+        place: puts elements elsewhere and returns where; None from it: they come along.
+    """
     parts: list[bytes | memoryview] = []
     for name, array in tensors.items():
         tensor = tensor_pb2.Tensor(name=name, dtype=dtype_name(array), shape=array.shape)
         raw = _to_raw(array)
-        head = tensor.SerializeToString() + _RAW_TAG + _varint(len(raw))
+        at = place(raw) if place is not None and isinstance(raw, memoryview) else None
+        if at is not None:
+            tensor.slot.CopyFrom(at)
+            head, raw = tensor.SerializeToString(), b""
+        else:
+            head = tensor.SerializeToString() + _RAW_TAG + _varint(len(raw))
         parts += (_TENSOR_TAG + _varint(len(head) + len(raw)) + head, raw)
     return b"".join(parts)
 
 
-def unpack(payload: bytes) -> Tensors:
+def unpack(payload: bytes, read: Read | None = None) -> Tensors:
     """Return the tensors of a serialized message, as read-only views where numpy allows it.
 
+    Args:
+        payload: the message.
+        read: returns the bytes of elements that are in shared memory; None: there is none.
+
     Raises:
-        InvalidInput: not such a message, an unknown dtype, or bytes that do not fill the shape.
+        InvalidInput: not such a message, an unknown dtype, bytes that do not fill the shape, or
+            elements in memory that cannot be read.
     """
+    return from_proto(_parse(payload), read)
+
+
+def from_proto(message: tensor_pb2.Tensors, read: Read | None = None) -> Tensors:
+    """Return the tensors of a message; arguments and errors as those of `unpack`."""
+    tensors: Tensors = {}
+    for tensor in message.tensors:
+        if tensor.name in tensors:
+            raise InvalidInput(f"tensor {tensor.name!r} came twice")
+        tensors[tensor.name] = _from_raw(tensor, _elements(tensor, read))
+    return tensors
+
+
+def inline(payload: bytes, read: Read) -> bytes:
+    """Return a serialized message with the elements that are in shared memory put into it."""
+    message = _parse(payload)
+    for tensor in message.tensors:
+        if tensor.HasField("slot"):
+            tensor.raw = bytes(read(tensor.slot))
+    return message.SerializeToString()
+
+
+def _parse(payload: bytes) -> tensor_pb2.Tensors:
     try:
-        return from_proto(tensor_pb2.Tensors.FromString(payload))
+        return tensor_pb2.Tensors.FromString(payload)
     except DecodeError as err:
         raise InvalidInput(
             f"{len(payload)} bytes came that are no serialized mesh.v1.Tensors"
         ) from err
 
 
-def from_proto(message: tensor_pb2.Tensors) -> Tensors:
-    """Return the tensors of a message; errors as `unpack`."""
-    tensors: Tensors = {}
-    for tensor in message.tensors:
-        if tensor.name in tensors:
-            raise InvalidInput(f"tensor {tensor.name!r} came twice")
-        tensors[tensor.name] = _from_raw(tensor)
-    return tensors
+def _elements(tensor: tensor_pb2.Tensor, read: Read | None) -> bytes | memoryview:
+    if not tensor.HasField("slot"):
+        return tensor.raw
+    if read is None:
+        raise InvalidInput(
+            f"tensor {tensor.name!r} is in shared memory, which is for the infer stage only; "
+            "send its bytes"
+        )
+    return read(tensor.slot)
 
 
 def _varint(value: int) -> bytes:
@@ -181,7 +225,7 @@ def _to_raw(array: Array) -> bytes | memoryview:
     return b"".join(parts)
 
 
-def _from_raw(tensor: tensor_pb2.Tensor) -> Array:
+def _from_raw(tensor: tensor_pb2.Tensor, raw: bytes | memoryview) -> Array:
     dtype = NUMPY_DTYPES.get(tensor.dtype)
     if dtype is None:
         raise InvalidInput(
@@ -195,9 +239,8 @@ def _from_raw(tensor: tensor_pb2.Tensor) -> Array:
             f"wanted at most {_MAX_DIMS} and none below 0"
         )
     count = math.prod(shape)
-    raw = tensor.raw
     if tensor.dtype == "BYTES":
-        return _shaped(tensor.name, _bytes_elements(tensor.name, raw, count), shape)
+        return _shaped(tensor.name, _bytes_elements(tensor.name, bytes(raw), count), shape)
     if len(raw) != count * dtype.itemsize:
         raise InvalidInput(
             f"tensor {tensor.name!r} is {tensor.dtype}{_dims(shape)}: {len(raw)} bytes came, "

@@ -3,13 +3,11 @@
 import subprocess
 import sys
 
-import pytest
-
 PROGRAM = """
 import os, resource, sys
 from mesh.process import tune
-if sys.argv[1] != "untuned":
-    tune(batch=sys.argv[1] == "batch")
+if sys.argv[1] == "tuned":
+    tune()
 keep = [bytes(3_000_000) for _ in range(4)]
 del keep
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -26,12 +24,12 @@ def run(kind: str) -> list[str]:
     return subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()
 
 
-@pytest.mark.parametrize("kind", ["batch", "interactive"])
-def test_scheduling_and_switch_interval(kind: str) -> None:
-    assert run(kind)[:2] == [str(kind == "batch"), "True"]
+def test_scheduling_and_switch_interval() -> None:
+    assert run("untuned")[:2] == ["False", "False"]
+    assert run("tuned")[:2] == ["True", "True"]
 
 
 def test_large_buffers_keep_their_pages() -> None:
-    untuned, tuned = (int(run(kind)[2]) for kind in ("untuned", "batch"))
+    untuned, tuned = (int(run(kind)[2]) for kind in ("untuned", "tuned"))
     assert untuned > 50 * 4 * 700  # each buffer of 732 pages fetched anew
     assert tuned < untuned / 20

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protos.mesh.v1 import tensor_pb2 as protos_dot_mesh_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aprotos/mesh/v1/stage.proto\x12\x07mesh.v1\x1a\x1bprotos/mesh/v1/tensor.proto\"\xaa\x01\n\x08\x45nvelope\x12\x1c\n\x05items\x18\x01 \x03(\x0b\x32\r.mesh.v1.Item\x12#\n\x08\x66ragment\x18\x02 \x01(\x0b\x32\x11.mesh.v1.Fragment\x12\x1d\n\x05hello\x18\x03 \x01(\x0b\x32\x0e.mesh.v1.Hello\x12\x1d\n\x05grant\x18\x04 \x01(\x0b\x32\x0e.mesh.v1.Grant\x12\x0e\n\x06\x63\x61ncel\x18\x05 \x03(\x04\x12\r\n\x05\x64rain\x18\x06 \x01(\x08\"\xcf\x01\n\x04Item\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x14\n\x0ctime_left_us\x18\x02 \x01(\x03\x12\r\n\x05trace\x18\x03 \x01(\x0c\x12\x0e\n\x06target\x18\x04 \x01(\t\x12\x12\n\nparameters\x18\x05 \x01(\x0c\x12\x0f\n\x07payload\x18\x06 \x01(\x0c\x12\x0f\n\x07\x63ontext\x18\x07 \x01(\x0c\x12\x1f\n\x06status\x18\x08 \x01(\x0b\x32\x0f.mesh.v1.Status\x12!\n\x07timings\x18\t \x01(\x0b\x32\x10.mesh.v1.Timings\x12\x0c\n\x04more\x18\n \x01(\x08\"5\n\x06Status\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\"Q\n\x07Timings\x12\x10\n\x08queue_us\x18\x01 \x01(\r\x12\x10\n\x08\x62\x61tch_us\x18\x02 \x01(\r\x12\x0e\n\x06run_us\x18\x03 \x01(\r\x12\x12\n\nbatch_rows\x18\x04 \x01(\r\"G\n\x08\x46ragment\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x04\"?\n\x05Hello\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontrol\x18\x02 \x01(\x08\x12\x14\n\x0cwire_version\x18\x03 \x01(\r\":\n\x05Grant\x12\r\n\x05items\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x13\n\x0bqueue_depth\x18\x03 \x01(\r\"3\n\x0f\x44\x65scribeRequest\x12 \n\x07targets\x18\x01 \x03(\x0b\x32\x0f.mesh.v1.Target\"*\n\x06Target\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nparameters\x18\x02 \x01(\x0c\"p\n\x10\x44\x65scribeResponse\x12\x14\n\x0cwire_version\x18\x01 \x01(\r\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12$\n\x07targets\x18\x04 \x03(\x0b\x32\x13.mesh.v1.TargetSpec\"\xad\x01\n\nTargetSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x06inputs\x18\x02 \x03(\x0b\x32\x13.mesh.v1.TensorSpec\x12$\n\x07outputs\x18\x03 \x03(\x0b\x32\x13.mesh.v1.TensorSpec\x12\x14\n\x0coutput_bytes\x18\x04 \x01(\x04\x12\x1f\n\x06status\x18\x05 \x01(\x0b\x32\x0f.mesh.v1.Status\x12\x0f\n\x07version\x18\x06 \x01(\t2~\n\nPreprocess\x12/\n\x03Run\x12\x11.mesh.v1.Envelope\x1a\x11.mesh.v1.Envelope(\x01\x30\x01\x12?\n\x08\x44\x65scribe\x12\x18.mesh.v1.DescribeRequest\x1a\x19.mesh.v1.DescribeResponse2y\n\x05Infer\x12/\n\x03Run\x12\x11.mesh.v1.Envelope\x1a\x11.mesh.v1.Envelope(\x01\x30\x01\x12?\n\x08\x44\x65scribe\x12\x18.mesh.v1.DescribeRequest\x1a\x19.mesh.v1.DescribeResponse2\x7f\n\x0bPostprocess\x12/\n\x03Run\x12\x11.mesh.v1.Envelope\x1a\x11.mesh.v1.Envelope(\x01\x30\x01\x12?\n\x08\x44\x65scribe\x12\x18.mesh.v1.DescribeRequest\x1a\x19.mesh.v1.DescribeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aprotos/mesh/v1/stage.proto\x12\x07mesh.v1\x1a\x1bprotos/mesh/v1/tensor.proto\"\xcd\x01\n\x08\x45nvelope\x12\x1c\n\x05items\x18\x01 \x03(\x0b\x32\r.mesh.v1.Item\x12#\n\x08\x66ragment\x18\x02 \x01(\x0b\x32\x11.mesh.v1.Fragment\x12\x1d\n\x05hello\x18\x03 \x01(\x0b\x32\x0e.mesh.v1.Hello\x12\x1d\n\x05grant\x18\x04 \x01(\x0b\x32\x0e.mesh.v1.Grant\x12\x0e\n\x06\x63\x61ncel\x18\x05 \x03(\x04\x12\r\n\x05\x64rain\x18\x06 \x01(\x08\x12!\n\x07lending\x18\x07 \x01(\x0b\x32\x10.mesh.v1.Lending\"\xec\x01\n\x04Item\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x14\n\x0ctime_left_us\x18\x02 \x01(\x03\x12\r\n\x05trace\x18\x03 \x01(\x0c\x12\x0e\n\x06target\x18\x04 \x01(\t\x12\x12\n\nparameters\x18\x05 \x01(\x0c\x12\x0f\n\x07payload\x18\x06 \x01(\x0c\x12\x0f\n\x07\x63ontext\x18\x07 \x01(\x0c\x12\x1f\n\x06status\x18\x08 \x01(\x0b\x32\x0f.mesh.v1.Status\x12!\n\x07timings\x18\t \x01(\x0b\x32\x10.mesh.v1.Timings\x12\x0c\n\x04more\x18\n \x01(\x08\x12\x1b\n\x04slot\x18\x0b \x01(\x0b\x32\r.mesh.v1.Slot\"5\n\x06Status\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\"Q\n\x07Timings\x12\x10\n\x08queue_us\x18\x01 \x01(\r\x12\x10\n\x08\x62\x61tch_us\x18\x02 \x01(\r\x12\x0e\n\x06run_us\x18\x03 \x01(\r\x12\x12\n\nbatch_rows\x18\x04 \x01(\r\"G\n\x08\x46ragment\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x04\"?\n\x05Hello\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontrol\x18\x02 \x01(\x08\x12\x14\n\x0cwire_version\x18\x03 \x01(\r\":\n\x05Grant\x12\r\n\x05items\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x13\n\x0bqueue_depth\x18\x03 \x01(\r\"\'\n\x07Lending\x12\r\n\x05\x61rena\x18\x01 \x01(\t\x12\r\n\x05slots\x18\x02 \x03(\r\"3\n\x0f\x44\x65scribeRequest\x12 \n\x07targets\x18\x01 \x03(\x0b\x32\x0f.mesh.v1.Target\"*\n\x06Target\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nparameters\x18\x02 \x01(\x0c\"p\n\x10\x44\x65scribeResponse\x12\x14\n\x0cwire_version\x18\x01 \x01(\r\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12$\n\x07targets\x18\x04 \x03(\x0b\x32\x13.mesh.v1.TargetSpec\"\xad\x01\n\nTargetSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x06inputs\x18\x02 \x03(\x0b\x32\x13.mesh.v1.TensorSpec\x12$\n\x07outputs\x18\x03 \x03(\x0b\x32\x13.mesh.v1.TensorSpec\x12\x14\n\x0coutput_bytes\x18\x04 \x01(\x04\x12\x1f\n\x06status\x18\x05 \x01(\x0b\x32\x0f.mesh.v1.Status\x12\x0f\n\x07version\x18\x06 \x01(\t2~\n\nPreprocess\x12/\n\x03Run\x12\x11.mesh.v1.Envelope\x1a\x11.mesh.v1.Envelope(\x01\x30\x01\x12?\n\x08\x44\x65scribe\x12\x18.mesh.v1.DescribeRequest\x1a\x19.mesh.v1.DescribeResponse2y\n\x05Infer\x12/\n\x03Run\x12\x11.mesh.v1.Envelope\x1a\x11.mesh.v1.Envelope(\x01\x30\x01\x12?\n\x08\x44\x65scribe\x12\x18.mesh.v1.DescribeRequest\x1a\x19.mesh.v1.DescribeResponse2\x7f\n\x0bPostprocess\x12/\n\x03Run\x12\x11.mesh.v1.Envelope\x1a\x11.mesh.v1.Envelope(\x01\x30\x01\x12?\n\x08\x44\x65scribe\x12\x18.mesh.v1.DescribeRequest\x1a\x19.mesh.v1.DescribeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,31 +33,33 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.mesh.v1.stage_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ENVELOPE']._serialized_start=69
-  _globals['_ENVELOPE']._serialized_end=239
-  _globals['_ITEM']._serialized_start=242
-  _globals['_ITEM']._serialized_end=449
-  _globals['_STATUS']._serialized_start=451
-  _globals['_STATUS']._serialized_end=504
-  _globals['_TIMINGS']._serialized_start=506
-  _globals['_TIMINGS']._serialized_end=587
-  _globals['_FRAGMENT']._serialized_start=589
-  _globals['_FRAGMENT']._serialized_end=660
-  _globals['_HELLO']._serialized_start=662
-  _globals['_HELLO']._serialized_end=725
-  _globals['_GRANT']._serialized_start=727
-  _globals['_GRANT']._serialized_end=785
-  _globals['_DESCRIBEREQUEST']._serialized_start=787
-  _globals['_DESCRIBEREQUEST']._serialized_end=838
-  _globals['_TARGET']._serialized_start=840
-  _globals['_TARGET']._serialized_end=882
-  _globals['_DESCRIBERESPONSE']._serialized_start=884
-  _globals['_DESCRIBERESPONSE']._serialized_end=996
-  _globals['_TARGETSPEC']._serialized_start=999
-  _globals['_TARGETSPEC']._serialized_end=1172
-  _globals['_PREPROCESS']._serialized_start=1174
-  _globals['_PREPROCESS']._serialized_end=1300
-  _globals['_INFER']._serialized_start=1302
-  _globals['_INFER']._serialized_end=1423
-  _globals['_POSTPROCESS']._serialized_start=1425
-  _globals['_POSTPROCESS']._serialized_end=1552
+  _globals['_ENVELOPE']._serialized_end=274
+  _globals['_ITEM']._serialized_start=277
+  _globals['_ITEM']._serialized_end=513
+  _globals['_STATUS']._serialized_start=515
+  _globals['_STATUS']._serialized_end=568
+  _globals['_TIMINGS']._serialized_start=570
+  _globals['_TIMINGS']._serialized_end=651
+  _globals['_FRAGMENT']._serialized_start=653
+  _globals['_FRAGMENT']._serialized_end=724
+  _globals['_HELLO']._serialized_start=726
+  _globals['_HELLO']._serialized_end=789
+  _globals['_GRANT']._serialized_start=791
+  _globals['_GRANT']._serialized_end=849
+  _globals['_LENDING']._serialized_start=851
+  _globals['_LENDING']._serialized_end=890
+  _globals['_DESCRIBEREQUEST']._serialized_start=892
+  _globals['_DESCRIBEREQUEST']._serialized_end=943
+  _globals['_TARGET']._serialized_start=945
+  _globals['_TARGET']._serialized_end=987
+  _globals['_DESCRIBERESPONSE']._serialized_start=989
+  _globals['_DESCRIBERESPONSE']._serialized_end=1101
+  _globals['_TARGETSPEC']._serialized_start=1104
+  _globals['_TARGETSPEC']._serialized_end=1277
+  _globals['_PREPROCESS']._serialized_start=1279
+  _globals['_PREPROCESS']._serialized_end=1405
+  _globals['_INFER']._serialized_start=1407
+  _globals['_INFER']._serialized_end=1528
+  _globals['_POSTPROCESS']._serialized_start=1530
+  _globals['_POSTPROCESS']._serialized_end=1657
 # @@protoc_insertion_point(module_scope)

@@ -8,23 +8,25 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Envelope(_message.Message):
-    __slots__ = ("items", "fragment", "hello", "grant", "cancel", "drain")
+    __slots__ = ("items", "fragment", "hello", "grant", "cancel", "drain", "lending")
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     FRAGMENT_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     GRANT_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
+    LENDING_FIELD_NUMBER: _ClassVar[int]
     items: _containers.RepeatedCompositeFieldContainer[Item]
     fragment: Fragment
     hello: Hello
     grant: Grant
     cancel: _containers.RepeatedScalarFieldContainer[int]
     drain: bool
-    def __init__(self, items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., fragment: _Optional[_Union[Fragment, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., cancel: _Optional[_Iterable[int]] = ..., drain: _Optional[bool] = ...) -> None: ...
+    lending: Lending
+    def __init__(self, items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., fragment: _Optional[_Union[Fragment, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., cancel: _Optional[_Iterable[int]] = ..., drain: _Optional[bool] = ..., lending: _Optional[_Union[Lending, _Mapping]] = ...) -> None: ...
 
 class Item(_message.Message):
-    __slots__ = ("id", "time_left_us", "trace", "target", "parameters", "payload", "context", "status", "timings", "more")
+    __slots__ = ("id", "time_left_us", "trace", "target", "parameters", "payload", "context", "status", "timings", "more", "slot")
     ID_FIELD_NUMBER: _ClassVar[int]
     TIME_LEFT_US_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
@@ -35,6 +37,7 @@ class Item(_message.Message):
     STATUS_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
     id: int
     time_left_us: int
     trace: bytes
@@ -45,7 +48,8 @@ class Item(_message.Message):
     status: Status
     timings: Timings
     more: bool
-    def __init__(self, id: _Optional[int] = ..., time_left_us: _Optional[int] = ..., trace: _Optional[bytes] = ..., target: _Optional[str] = ..., parameters: _Optional[bytes] = ..., payload: _Optional[bytes] = ..., context: _Optional[bytes] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., more: _Optional[bool] = ...) -> None: ...
+    slot: _tensor_pb2.Slot
+    def __init__(self, id: _Optional[int] = ..., time_left_us: _Optional[int] = ..., trace: _Optional[bytes] = ..., target: _Optional[str] = ..., parameters: _Optional[bytes] = ..., payload: _Optional[bytes] = ..., context: _Optional[bytes] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., more: _Optional[bool] = ..., slot: _Optional[_Union[_tensor_pb2.Slot, _Mapping]] = ...) -> None: ...
 
 class Status(_message.Message):
     __slots__ = ("code", "message", "kind")
@@ -100,6 +104,14 @@ class Grant(_message.Message):
     bytes: int
     queue_depth: int
     def __init__(self, items: _Optional[int] = ..., bytes: _Optional[int] = ..., queue_depth: _Optional[int] = ...) -> None: ...
+
+class Lending(_message.Message):
+    __slots__ = ("arena", "slots")
+    ARENA_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    arena: str
+    slots: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, arena: _Optional[str] = ..., slots: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ("targets",)

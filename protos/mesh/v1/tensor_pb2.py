@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprotos/mesh/v1/tensor.proto\x12\x07mesh.v1\"Q\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\r\n\x03raw\x18\x04 \x01(\x0cH\x00\x42\x06\n\x04\x64\x61taJ\x04\x08\x05\x10\x06\"+\n\x07Tensors\x12 \n\x07tensors\x18\x01 \x03(\x0b\x32\x0f.mesh.v1.Tensor\"8\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprotos/mesh/v1/tensor.proto\x12\x07mesh.v1\"o\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\r\n\x03raw\x18\x04 \x01(\x0cH\x00\x12\"\n\x04slot\x18\x05 \x01(\x0b\x32\x12.mesh.v1.SlotRangeH\x00\x42\x06\n\x04\x64\x61ta\"8\n\x04Slot\x12\r\n\x05\x61rena\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x12\n\ngeneration\x18\x03 \x01(\x04\"G\n\tSlotRange\x12\x1b\n\x04slot\x18\x01 \x01(\x0b\x32\r.mesh.v1.Slot\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"+\n\x07Tensors\x12 \n\x07tensors\x18\x01 \x03(\x0b\x32\x0f.mesh.v1.Tensor\"8\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,9 +32,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.mesh.v1.tensor_pb2',
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TENSOR']._serialized_start=40
-  _globals['_TENSOR']._serialized_end=121
-  _globals['_TENSORS']._serialized_start=123
-  _globals['_TENSORS']._serialized_end=166
-  _globals['_TENSORSPEC']._serialized_start=168
-  _globals['_TENSORSPEC']._serialized_end=224
+  _globals['_TENSOR']._serialized_end=151
+  _globals['_SLOT']._serialized_start=153
+  _globals['_SLOT']._serialized_end=209
+  _globals['_SLOTRANGE']._serialized_start=211
+  _globals['_SLOTRANGE']._serialized_end=282
+  _globals['_TENSORS']._serialized_start=284
+  _globals['_TENSORS']._serialized_end=327
+  _globals['_TENSORSPEC']._serialized_start=329
+  _globals['_TENSORSPEC']._serialized_end=385
 # @@protoc_insertion_point(module_scope)
