@@ -1,8 +1,9 @@
 """JPEG in, top-5 out: the four services against a plain loop in one process, in one run.
 
 The model is a small CNN with seeded random weights over 224 x 224 pixels of uint8, the pictures
-are 64 distinct JPEG files of 640 x 480. Clients are unary callers in a process of their own.
-Rounds are interleaved, and both sides use both cores: the loop runs two threads.
+are 64 distinct JPEG files of 640 x 480. Clients are in a process of their own: unary callers, and
+the coalescing stream that heavy clients use. Rounds are interleaved, and both sides use both cores:
+the loop runs two threads.
 """
 
 import asyncio
@@ -12,6 +13,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import cv2
@@ -24,15 +27,17 @@ from benchmarks.bench_model import bench_model, write_repository
 from benchmarks.environment import keep
 from infer_svc.backends.onnxruntime import load_onnxruntime
 from mesh.cli.up import wait_ready
-from mesh.tensor import Tensors, bytes_tensor
+from mesh.client import StageClient
+from mesh.item import Request
+from mesh.tensor import Tensors, bytes_tensor, pack, unpack
 from postprocess_svc.ops.top_k import TopK
 from preprocess_svc.ops.center_crop import CenterCrop
 from protos.mesh.v1 import mesh_pb2
 
 GATEWAY = "127.0.0.1:18991"
 CONCURRENCY = 32
-SECONDS = 6.0
-ROUNDS = 3
+SECONDS = 3.0
+ROUNDS = 6
 
 
 def pictures() -> list[bytes]:
@@ -109,23 +114,55 @@ def loop_rate(loop: PlainLoop | OwnOpsLoop, files: list[bytes], seconds: float) 
     return sum(counts) / (time.perf_counter() - began)
 
 
-async def client(concurrency: int, seconds: float) -> None:
-    """Call the mesh in a closed loop; print requests, seconds and the median latency in ms."""
-    files = pictures()
-    waits: list[float] = []
+Ask = Callable[[bytes], Awaitable[int]]
+"""Sends one file and returns the number of classes of the answer."""
+
+
+@asynccontextmanager
+async def unary() -> AsyncIterator[Ask]:
+    """Call `Classify`, as any gRPC client does."""
     async with grpc.aio.insecure_channel(GATEWAY) as channel:
         call = channel.unary_unary(
             "/mesh.v1.Mesh/Classify",
             request_serializer=mesh_pb2.ClassifyRequest.SerializeToString,
             response_deserializer=mesh_pb2.ClassifyResponse.FromString,
         )
+
+        async def ask(file: bytes) -> int:
+            response = await call(mesh_pb2.ClassifyRequest(images=[file]), timeout=30)
+            return len(response.results[0].categories)
+
+        yield ask
+
+
+@asynccontextmanager
+async def stream() -> AsyncIterator[Ask]:
+    """Call `Stream`, as heavy clients do."""
+    async with StageClient("mesh.v1.Mesh", GATEWAY, "Stream") as mesh:
+        await mesh.wait_ready(10)
+
+        async def ask(file: bytes) -> int:
+            payload = pack({"image": bytes_tensor(file)})
+            request = Request("bench", payload, deadline=time.monotonic() + 30)
+            reply = await mesh.call(request)
+            return unpack(reply.payload)["classes"].size
+
+        yield ask
+
+
+CLIENTS = {"unary": unary, "stream": stream}
+
+
+async def client(kind: str, concurrency: int, seconds: float) -> None:
+    """Call the mesh in a closed loop; print requests, seconds and the median latency in ms."""
+    files = pictures()
+    waits: list[float] = []
+    async with CLIENTS[kind]() as ask:
         end = time.perf_counter() + seconds
 
         async def worker(index: int) -> None:
             while (started := time.perf_counter()) < end:
-                request = mesh_pb2.ClassifyRequest(images=[files[index % len(files)]])
-                response = await call(request, timeout=30)
-                if len(response.results[0].categories) != 5:
+                if await ask(files[index % len(files)]) != 5:
                     raise ValueError("not five categories")
                 waits.append(time.perf_counter() - started)
                 index += concurrency
@@ -136,9 +173,9 @@ async def client(concurrency: int, seconds: float) -> None:
     print(len(waits), took, statistics.median(waits) * 1e3)
 
 
-def mesh_rate(concurrency: int, seconds: float) -> tuple[float, float]:
+def mesh_rate(kind: str, concurrency: int, seconds: float) -> tuple[float, float]:
     """Return requests per second and the median latency in ms, measured by a client process."""
-    words = ["-m", "benchmarks.pipeline", "client", str(concurrency), str(seconds)]
+    words = ["-m", "benchmarks.pipeline", kind, str(concurrency), str(seconds)]
     done = subprocess.run([sys.executable, *words], check=True, capture_output=True, text=True)
     count, took, wait = map(float, done.stdout.split())
     return count / took, wait
@@ -158,31 +195,37 @@ def measure() -> None:
         try:
             if not asyncio.run(wait_ready(GATEWAY, 60)):
                 raise RuntimeError("the mesh is not ready")
-            mesh_rate(CONCURRENCY, 1.0)
+            mesh_rate("unary", CONCURRENCY, 1.0)
             rows = [
                 (
                     *(loop_rate(loop, files, SECONDS) for loop in loops),
-                    *mesh_rate(CONCURRENCY, SECONDS), *mesh_rate(1, SECONDS / 2),
+                    *mesh_rate("unary", CONCURRENCY, SECONDS),
+                    *mesh_rate("unary", 1, SECONDS / 2),
+                    *mesh_rate("stream", CONCURRENCY, SECONDS),
                 )
                 for _ in range(ROUNDS)
             ]  # fmt: skip
         finally:
             mesh.terminate()
             mesh.wait()
-    names = ["loop_per_s", "own_ops_loop_per_s", "mesh_per_s", "p50_ms", "alone_per_s", "alone_ms"]
+    names = [
+        "loop_per_s", "own_ops_loop_per_s", "mesh_per_s", "p50_ms", "alone_per_s", "alone_ms",
+        "stream_per_s", "stream_p50_ms",
+    ]  # fmt: skip
     columns = zip(*rows, strict=True)
     figures: dict[str, float] = {
         name: round(statistics.median(column), 2)
         for name, column in zip(names, columns, strict=True)
     }
     figures["mesh_to_loop"] = round(statistics.median(row[2] / row[0] for row in rows), 3)
+    figures["stream_to_loop"] = round(statistics.median(row[6] / row[0] for row in rows), 3)
     figures["mesh_to_own_ops_loop"] = round(statistics.median(row[2] / row[1] for row in rows), 3)
     print(figures)
     keep("pipeline", figures)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["client"]:
-        uvloop.run(client(int(sys.argv[2]), float(sys.argv[3])))
+    if len(sys.argv) == 4:
+        uvloop.run(client(sys.argv[1], int(sys.argv[2]), float(sys.argv[3])))
     else:
         measure()
