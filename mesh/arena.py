@@ -18,6 +18,7 @@ import secrets
 import struct
 import threading
 import time
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -69,25 +70,20 @@ class Arena:
             raise ValueError(f"{name!r} is no name of an arena")
         self.name = name
         self._fd = os.open(FOLDER / name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            size = os.fstat(self._fd).st_size
-            magic, self.slot_bytes, self.slots = _HEADER.unpack(os.pread(self._fd, 24, 0))
-            if magic != _MAGIC or size != _file_bytes(self.slot_bytes, self.slots):
-                raise ValueError(f"{name} is no arena")
-            self._memory = memoryview(mmap.mmap(self._fd, size))
-        except struct.error as err:
-            os.close(self._fd)
-            raise ValueError(f"{name} is no arena") from err
-        except BaseException:
-            os.close(self._fd)
-            raise
+        self._end = weakref.finalize(self, os.close, self._fd)
+        size = os.fstat(self._fd).st_size
+        header = os.pread(self._fd, _HEADER.size, 0).ljust(_HEADER.size, b"\0")
+        magic, self.slot_bytes, self.slots = _HEADER.unpack(header)
+        if magic != _MAGIC or size != _file_bytes(self.slot_bytes, self.slots):
+            raise ValueError(f"{name} is no arena")
+        self._memory = memoryview(mmap.mmap(self._fd, size))
         self._data = _data_offset(self.slots)
         self._writing: set[int] = set()
         self._guard = threading.Lock()
 
     def close(self) -> None:
         """Let go of the file; memory that arrays still look at stays mapped until they end."""
-        os.close(self._fd)
+        self._end()
 
     def lend(self, index: int, owner: bytes, *, anew: bool = False) -> Slot | None:
         """Begin a lease of a slot; every earlier one of it is over.
