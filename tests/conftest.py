@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from mesh.arena import Lender
 from mesh.client import ClientLimits, StageClient
 from mesh.host import SERVER_OPTIONS
 from mesh.item import Handler, Reply, Request
@@ -48,10 +49,13 @@ class Replica:
 
 @asynccontextmanager
 async def running_replica(
-    handler: Handler = echo, limits: Limits = Limits(), address: str = "127.0.0.1:0"
+    handler: Handler = echo,
+    limits: Limits = Limits(),
+    address: str = "127.0.0.1:0",
+    lender: Lender | None = None,
 ) -> AsyncIterator[Replica]:
     """Serve a handler at a free port."""
-    stage = StageServer(errors(handler), limits)
+    stage = StageServer(errors(handler), limits, lender)
     stage.open()
     server = grpc.aio.server(options=SERVER_OPTIONS)
     method = grpc.stream_stream_rpc_method_handler(

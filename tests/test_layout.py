@@ -233,7 +233,9 @@ def protos(tmp_path: Path) -> Path:
 
 def test_field_that_was_not_generated_trips(protos: Path) -> None:
     path = protos / "protos/mesh/v1/stage.proto"
-    path.write_text(path.read_text().replace("bool drain = 6;", "bool drain = 6;\n  bool new = 7;"))
+    path.write_text(
+        path.read_text().replace("bool drain = 6;", "bool drain = 6;\n  bool new = 17;")
+    )
     assert drift(protos, protos.parent / "scratch") == ["stage_pb2.py", "stage_pb2.pyi"]
 
 

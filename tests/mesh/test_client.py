@@ -1,18 +1,26 @@
 import asyncio
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from mesh import arena
+from mesh.arena import Lender, Writer
 from mesh.client import ClientLimits, StageClient
 from mesh.errors import (
     DeadlineExceeded,
     InvalidInput,
     Overloaded,
+    ReplicaFull,
     StageUnavailable,
 )
-from mesh.item import Reply, Request
+from mesh.item import Handler, Reply, Request
 from mesh.server import Limits
+from mesh.tensor import Tensors, unpack
 from tests.conftest import STAGE, echo, eventually, running_client, running_replica
 
 
@@ -138,6 +146,106 @@ async def test_items_of_a_replica_that_dies_are_answered_by_another() -> None:
             replies = await asyncio.gather(*calls)
             assert [reply.payload for reply in replies] == [b"%d" % i for i in range(100)]
             assert client.retries > 0
+
+
+@contextmanager
+def lending(count: int) -> Iterator[list[Lender]]:
+    """Make arenas of a few slots of 8 kB."""
+    lenders = [Lender(1) for _ in range(count)]
+    for lender in lenders:
+        lender.open(8192)
+    yield lenders
+    for lender in lenders:
+        lender.close()
+
+
+def reading(lender: Lender, kinds: list[bool]) -> Handler:
+    """Return a handler that sums a tensor, and notes whether it came by shared memory."""
+
+    async def total(request: Request) -> Reply:
+        shared = len(request.payload) < 4096
+        x = unpack(request.payload, lambda at: lender.read(at, request.client))["x"]
+        kinds.append(shared)
+        return Reply(str(x.sum(dtype=np.int64)).encode())
+
+    return total
+
+
+async def test_tensor_in_shared_memory_is_read_by_the_replica_that_lent_it() -> None:
+    kinds: list[bool] = []
+    with lending(1) as (lender,):
+        async with (
+            running_replica(reading(lender, kinds), lender=lender) as replica,
+            running_client(replica) as client,
+        ):
+            for number in range(200):
+                lease = await client.reserve(5000, soon())
+                tensors: Tensors = {"x": np.full(5000, number % 251, np.uint8)}
+                request = Request("t", Writer().pack(tensors, lease.take_slot()))
+                reply = await client.call(request, lease)
+                assert reply.payload == b"%d" % (5000 * (number % 251))
+            assert kinds == [True] * 200, "more requests than slots: each came back"
+
+
+async def test_tensor_in_memory_of_a_replica_that_died_goes_to_another_as_bytes() -> None:
+    kinds: list[bool] = []
+    with lending(2) as lenders:
+        async with (
+            running_replica(reading(lenders[0], kinds), lender=lenders[0]) as first,
+            running_replica(reading(lenders[1], kinds), lender=lenders[1]) as second,
+            running_client(first, second) as client,
+        ):
+            replicas = {first.address: first, second.address: second}
+            lease = await client.reserve(5000, soon())
+            tensors: Tensors = {"x": np.ones(5000, np.uint8)}
+            payload = Writer().pack(tensors, lease.take_slot())
+            await replicas[lease.link.address].kill()
+            await eventually(lambda: not lease.link.open)
+            assert lease.link.take_slot() is None
+            reply = await client.call(Request("t", payload), lease)
+            assert reply.payload == b"5000"
+            assert kinds == [False]
+
+
+async def test_tensor_in_memory_of_a_replica_that_is_full_goes_to_another_as_bytes() -> None:
+    kinds: list[bool] = []
+    asked = 0
+    with lending(1) as (lender,):
+        read = reading(lender, kinds)
+
+        async def full_at_first(request: Request) -> Reply:
+            nonlocal asked
+            asked += 1
+            if asked == 1:
+                raise ReplicaFull("no room")
+            return await read(request)
+
+        async with (
+            running_replica(full_at_first, lender=lender) as replica,
+            running_client(replica) as client,
+        ):
+            lease = await client.reserve(5000, soon())
+            tensors: Tensors = {"x": np.ones(5000, np.uint8)}
+            payload = Writer().pack(tensors, lease.take_slot())
+            assert (await client.call(Request("t", payload), lease)).payload == b"5000"
+            assert (asked, kinds) == (2, [False])
+
+
+async def test_replica_whose_memory_is_not_seen_here_gets_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds: list[bool] = []
+    with lending(1) as (lender,):
+        monkeypatch.setattr(arena, "FOLDER", tmp_path)
+        async with (
+            running_replica(reading(lender, kinds), lender=lender) as replica,
+            running_client(replica) as client,
+        ):
+            lease = await client.reserve(5000, soon())
+            assert lease.take_slot() is None
+            payload = Writer().pack({"x": np.ones(5000, np.uint8)}, None)
+            assert (await client.call(Request("t", payload), lease)).payload == b"5000"
+        monkeypatch.undo()
 
 
 async def test_requests_wait_for_a_replica_that_comes_back() -> None:
