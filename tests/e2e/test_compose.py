@@ -235,6 +235,20 @@ def test_jaeger_has_the_edge(detect_trace: Trace, caller: str, callee: str) -> N
     assert (caller, callee) in edges(detect_trace)
 
 
+def test_pixels_go_between_containers_by_shared_memory(stack: Stack) -> None:
+    """Slots were leased (their generation grew from the 1 they begin with), and pixels are there."""
+    assert "9 found" in stack.cli("detect", str(PAGE)).stdout
+    program = (
+        "import pathlib, struct; data = next(pathlib.Path('/dev/shm').glob('trtmesh-*'))"
+        ".read_bytes(); slots = struct.unpack_from('<Q', data, 16)[0];"
+        "ages = [struct.unpack_from('<Q', data, 4112 + 64 * at)[0] for at in range(slots)];"
+        "print(max(ages) > 1, any(data[-slots * struct.unpack_from('<Q', data, 8)[0]:]))"
+    )
+    for service in ("gateway", "preprocess", "infer"):
+        assert stack.compose("exec", "-T", service, "python", "-c", program) == "True True\n"
+    assert "memory is not shared" not in stack.compose("logs", "preprocess")
+
+
 def test_gateway_is_serving_only_while_every_stage_is_there(stack: Stack) -> None:
     stack.compose("stop", "infer")
     until(lambda: stack.cli("health").stdout == "NOT_SERVING\n")
