@@ -236,7 +236,7 @@ def test_jaeger_has_the_edge(detect_trace: Trace, caller: str, callee: str) -> N
 
 
 def test_pixels_go_between_containers_by_shared_memory(stack: Stack) -> None:
-    """Slots were leased (their generation grew from the 1 they begin with), and pixels are there."""
+    """Slots were leased, as their generation grew from 1, and pixels are in them."""
     assert "9 found" in stack.cli("detect", str(PAGE)).stdout
     program = (
         "import pathlib, struct; data = next(pathlib.Path('/dev/shm').glob('trtmesh-*'))"
