@@ -98,12 +98,12 @@ async def test_what_comes_during_a_write_leaves_as_one_envelope() -> None:
     async with running_outbox() as (outbox, stream):
         put(outbox, 0)
         await stream.has_begun(1)
-        for key in range(1, 41):
+        for key in range(1, MAX_ITEMS + 1):
             put(outbox, key)
             await asyncio.sleep(0)  # the writer had its chance
         stream.end_writes()
         await stream.has_begun(2)
-        assert ids(stream.begun) == [[0], list(range(1, 41))]
+        assert ids(stream.begun) == [[0], list(range(1, MAX_ITEMS + 1))]
 
 
 async def test_control_rides_with_items_and_goes_alone_when_there_are_none() -> None:
@@ -145,7 +145,7 @@ def test_envelope_is_never_larger_than_its_bounds(sizes: list[int], burst: int) 
         assert len(payloads) == 1 or sum(payloads) <= MAX_BYTES
 
 
-async def test_sixty_five_small_items_are_two_envelopes() -> None:
+async def test_one_item_too_many_is_a_second_envelope() -> None:
     async with running_outbox() as (outbox, stream):
         for key in range(MAX_ITEMS + 1):
             put(outbox, key)
