@@ -22,8 +22,9 @@ MAX_TRACES = 1000
 MAX_SPANS = 50_000
 _TRACE_ID = re.compile("[0-9a-fA-F]{32}")
 
-Kept = list[tuple[ResourceSpans, Span]]
-"""Spans of one trace, each with the message that holds its resource."""
+Kept = list[tuple[bytes, bytes]]
+"""Spans of one trace: the resource and the span, serialized. As messages they would take four times
+as much, and keep all that came with them."""
 
 
 class TraceStore:
@@ -39,9 +40,11 @@ class TraceStore:
         """Keep the spans of an export."""
         with self._lock:
             for group in groups:
+                resource = group.resource.SerializeToString()
                 for scope in group.scope_spans:
                     for span in scope.spans:
-                        self._traces.setdefault(span.trace_id, []).append((group, span))
+                        kept = self._traces.setdefault(span.trace_id, [])
+                        kept.append((resource, span.SerializeToString()))
                         self._spans += 1
             while self._traces and (len(self._traces) > MAX_TRACES or self._spans > MAX_SPANS):
                 _, dropped = self._traces.popitem(last=False)
@@ -62,7 +65,7 @@ class TraceStore:
         with self._lock:
             key = bytes.fromhex(trace_id) or self._newest()
             spans = list(self._traces.get(key, ()))
-            linked = {link.trace_id for _, span in spans for link in span.links} - {key}
+            linked = {link.trace_id for span in _parsed(spans) for link in span.links} - {key}
             for other in sorted(linked):
                 spans += self._traces.get(other, [])
         if not spans:
@@ -75,7 +78,7 @@ class TraceStore:
     def _newest(self) -> bytes:
         """Return the newest trace that has a span with a parent; a batch's trace has none."""
         for key in reversed(self._traces):
-            if any(span.parent_span_id for _, span in self._traces[key]):
+            if any(span.parent_span_id for span in _parsed(self._traces[key])):
                 return key
         return b""
 
@@ -107,11 +110,16 @@ def trace_service(store: TraceStore) -> tuple[str, Methods]:
 
 def _data(spans: Kept) -> TracesData:
     data = TracesData()
-    groups: dict[int, ResourceSpans] = {}
-    for source, span in spans:
-        group = groups.get(id(source))
+    groups: dict[bytes, ResourceSpans] = {}
+    for (resource, _), span in zip(spans, _parsed(spans), strict=True):
+        group = groups.get(resource)
         if group is None:
-            group = groups[id(source)] = data.resource_spans.add(resource=source.resource)
+            group = groups[resource] = data.resource_spans.add()
+            group.resource.MergeFromString(resource)
             group.scope_spans.add()
         group.scope_spans[0].spans.append(span)
     return data
+
+
+def _parsed(spans: Kept) -> list[Span]:
+    return [Span.FromString(span) for _, span in spans]
