@@ -21,7 +21,7 @@ def environment() -> dict[str, Any]:
         if line.startswith("model name")
     ]
     return {
-        "command": " ".join(["python", *sys.argv]),
+        "command": f"python -m benchmarks.{Path(sys.argv[0]).stem}",
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "cpu": model[0] if model else platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
