@@ -1,0 +1,138 @@
+"""Shapes of engines on a CPU; engines against ONNX Runtime on a GPU."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from infer_svc.backends.onnxruntime import load_onnxruntime
+from infer_svc.backends.tensorrt import load_tensorrt, profiles_of, rungs
+from mesh.errors import InvalidInput
+from mesh.tensor import Tensors, TensorSpec
+
+MODELS = {"digits-classify": 32, "digits-detect": 8, "language": 32}
+LENGTHS = (16, 32, 64, 128)
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted"),
+    [(1, [1]), (2, [1, 2]), (8, [1, 2, 4, 8]), (12, [1, 2, 4, 8, 12]), (32, [1, 2, 4, 8, 16, 32])],
+)
+def test_rungs_are_powers_of_two_and_the_largest(rows: int, wanted: list[int]) -> None:
+    assert rungs(rows) == wanted
+
+
+def test_profile_of_a_model_whose_sizes_are_fixed() -> None:
+    specs = [TensorSpec("x", "UINT8", (-1, 32, 32, 3))]
+    assert profiles_of(specs, 8, LENGTHS) == [
+        {"x": ((1, 32, 32, 3), (8, 32, 32, 3), (8, 32, 32, 3))}
+    ]
+
+
+def test_profile_for_each_length() -> None:
+    specs = [TensorSpec("ids", "INT64", (-1, -1)), TensorSpec("c", "FP32", (4,))]
+    assert profiles_of(specs, 4, (16, 32)) == [
+        {"ids": ((1, 16), (4, 16), (4, 16))}, {"ids": ((1, 32), (4, 32), (4, 32))},
+    ]  # fmt: skip
+
+
+def test_profile_of_a_model_without_batches() -> None:
+    assert profiles_of([TensorSpec("x", "FP32", (3, -1))], 0, (16,)) == [
+        {"x": ((3, 16), (3, 16), (3, 16))}
+    ]
+    assert profiles_of([TensorSpec("x", "FP32", (3, 2))], 0, (16,)) == [{}]
+
+
+@pytest.fixture(scope="module")
+def engines(models: Path) -> dict[str, tuple[Any, Any, Any]]:
+    """For each demo model: ONNX Runtime's context, the engine, and a context of it."""
+    found = {}
+    for name, rows in MODELS.items():
+        path = models / name / "1/model.onnx"
+        engine = load_tensorrt(path, rows, LENGTHS)
+        found[name] = (load_onnxruntime(path, 4).open(), engine, engine.open())
+    return found
+
+
+def batch(name: str, rows: int, length: int = 30, seed: int = 0) -> Tensors:
+    random = np.random.default_rng(seed)
+    if name == "language":
+        mask = np.zeros((rows, length), np.int64)
+        for row, count in enumerate(random.integers(3, length + 1, rows)):
+            mask[row, :count] = 1
+        ids = random.integers(1, 500, (rows, length)) * mask
+        return {"input_ids": ids, "attention_mask": mask}
+    size = 32 if name == "digits-classify" else 320
+    return {"pixels": random.integers(0, 255, (rows, size, size, 3)).astype(np.uint8)}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_outputs_are_those_of_onnx_runtime(engines: Any, name: str, rows: int) -> None:
+    reference, engine, context = engines[name]
+    inputs = batch(name, rows)
+    wanted, got = reference.run(inputs), context.run(inputs)
+    assert {spec.name for spec in engine.outputs} == set(wanted)
+    for key, array in wanted.items():
+        assert got[key].shape == array.shape
+        assert np.abs(got[key] - array).max() <= 2e-2 * max(1, np.abs(array).max())
+        if name != "digits-detect":
+            assert (got[key].argmax(1) == array.argmax(1)).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", MODELS)
+def test_batch_of_one_equals_batch_of_many(engines: Any, name: str) -> None:
+    _, _, context = engines[name]
+    inputs = batch(name, 8)
+    many = {key: array.copy() for key, array in context.run(inputs).items()}
+    for row in range(8):
+        one = context.run({key: array[row : row + 1] for key, array in inputs.items()})
+        for key, array in one.items():
+            difference = np.abs(array[0] - many[key][row]).max()
+            assert difference <= 1e-2 * max(1, np.abs(many[key][row]).max())
+
+
+@pytest.mark.gpu
+def test_padding_to_a_longer_bucket_changes_nothing(engines: Any) -> None:
+    _, _, context = engines["language"]
+    short = batch("language", 4, 16)
+    alone = context.run(short)["logits"].copy()
+    padded = {key: np.pad(array, ((0, 0), (0, 48))) for key, array in short.items()}
+    assert np.abs(context.run(padded)["logits"] - alone).max() <= 1e-2 * np.abs(alone).max()
+
+
+@pytest.mark.gpu
+def test_shape_beyond_the_engine_is_refused_and_the_next_run_works(engines: Any) -> None:
+    _, _, context = engines["language"]
+    with pytest.raises(InvalidInput, match="wanted at most"):
+        context.run(batch("language", 1, 129))
+    with pytest.raises(InvalidInput, match="wanted at most"):
+        context.run(batch("language", 33, 16))
+    assert context.run(batch("language", 2, 16))["logits"].shape == (2, 46)
+
+
+@pytest.mark.gpu
+def test_contexts_in_threads_of_their_own_do_not_mix(engines: Any) -> None:
+    reference, engine, _ = engines["digits-classify"]
+    wrong: list[str] = []
+
+    def work(seed: int) -> None:
+        context = engine.open()
+        for number in range(200):
+            inputs = batch("digits-classify", 1 + number % 32, seed=seed * 1000 + number)
+            wanted = reference.run(inputs)["logits"]
+            got = context.run(inputs)["logits"]
+            if np.abs(got - wanted).max() > 2e-2 * max(1, np.abs(wanted).max()):
+                wrong.append(f"thread {seed} batch {number}")
+        context.close()
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
