@@ -10,6 +10,8 @@ from mesh.errors import SettingsError
 from mesh.tensor import NUMPY_DTYPES, TensorSpec
 
 MICRO = 1e-6
+LENGTHS = (32, 64, 128, 256, 512)
+LENGTHS_KEY = "length_buckets"
 _BACKEND_OF_PLATFORM = {
     "onnxruntime_onnx": "onnxruntime",
     "tensorrt_plan": "tensorrt",
@@ -83,7 +85,8 @@ class ModelConfig:
 
     name: str
     backend: str
-    """One of `infer_svc.backends.BACKENDS`."""
+    """One of `infer_svc.backends.BACKENDS`. An ONNX model with an instance of KIND_GPU runs on
+    TensorRT."""
     filename: str
     """Name of the model file in a version's folder."""
     max_rows: int
@@ -97,6 +100,9 @@ class ModelConfig:
     batching: Batching | None
     """None: each request runs alone."""
     warmups: tuple[Warmup, ...]
+    lengths: tuple[int, ...] = LENGTHS
+    """Buckets of sizes that the model leaves open, as the length of a text; the smallest first.
+    From the parameter `length_buckets`, as "16,32,64"."""
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -122,6 +128,10 @@ def read_config(folder: Path) -> ModelConfig:
 
 def _convert(message: triton.ModelConfig, name: str) -> ModelConfig:
     backend = message.backend or _BACKEND_OF_PLATFORM.get(message.platform, message.platform)
+    filename = "model.plan" if backend == "tensorrt" else "model.onnx"
+    kinds = {group.kind for group in message.instance_group}
+    if backend == "onnxruntime" and triton.ModelInstanceGroup.KIND_GPU in kinds:
+        backend = "tensorrt"
     if message.max_batch_size < 0:
         raise ValueError(f"max_batch_size {message.max_batch_size} came, wanted 0 or more")
     if any(group.count < 0 for group in message.instance_group):
@@ -130,15 +140,24 @@ def _convert(message: triton.ModelConfig, name: str) -> ModelConfig:
     return ModelConfig(
         name=name,
         backend=backend,
-        filename=message.default_model_filename
-        or ("model.plan" if backend == "tensorrt" else "model.onnx"),
+        filename=message.default_model_filename or filename,
         max_rows=message.max_batch_size,
         inputs=tuple(_spec(tensor, batched) for tensor in message.input),
         outputs=tuple(_spec(tensor, batched) for tensor in message.output),
         lanes=sum(group.count or 1 for group in message.instance_group) or 1,
         batching=_batching(message) if message.HasField("dynamic_batching") else None,
         warmups=tuple(_warmup(sample) for sample in message.model_warmup),
+        lengths=_lengths(message.parameters[LENGTHS_KEY].string_value),
     )
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    if not text:
+        return LENGTHS
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise ValueError(f"{LENGTHS_KEY} {text!r} came, wanted sizes as '16,32,64'")
+    return tuple(sorted({int(word) for word in words}))
 
 
 def _spec(tensor: triton.ModelInput | triton.ModelOutput, batched: bool) -> TensorSpec:

@@ -80,6 +80,7 @@ class Lane:
         while (job := self._work.get()) is not None:
             batch, done = job
             self._loop.call_soon_threadsafe(done, self.run(batch))
+        self._context.close()
 
 
 def _join(batch: Batch) -> Tensors:

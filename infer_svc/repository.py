@@ -8,7 +8,7 @@ import numpy as np
 
 from infer_svc.backends import BACKENDS, Engine
 from infer_svc.config import ModelConfig, Warmup, WarmupInput, read_config
-from mesh.errors import InvalidInput, SettingsError
+from mesh.errors import EngineError, InvalidInput, SettingsError
 from mesh.tensor import NUMPY_DTYPES, Array, Tensors, TensorSpec, from_proto
 from protos.mesh.v1 import tensor_pb2
 
@@ -61,9 +61,14 @@ def load_model(folder: Path, threads: int) -> Model:
     if not versions:
         raise SettingsError(f"model {config.name!r} has no version: a folder {folder / '1'} …")
     path = folder / str(versions[-1]) / config.filename
+    if config.filename == "model.plan" and not path.exists():
+        path = path.with_name("model.onnx")  # to be built
     if not path.exists():
         raise SettingsError(f"model {config.name!r} has no file {path}")
-    engine = loader(path, threads)
+    try:
+        engine = loader(path, config, threads)
+    except EngineError as err:
+        raise SettingsError(f"model {config.name!r}: {err}") from err
     config = replace(
         config,
         inputs=_agree(config, "input", config.inputs, engine.inputs),

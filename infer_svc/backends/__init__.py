@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Protocol
 
 from infer_svc.backends.onnxruntime import load_onnxruntime
+from infer_svc.backends.tensorrt import load_tensorrt
+from infer_svc.config import ModelConfig
 from mesh.tensor import Tensors, TensorSpec
 
 
@@ -22,7 +24,11 @@ class Context(Protocol):
 
         Raises:
             EngineError: the runtime refused or failed the batch.
+            InvalidInput: the engine has no room for a batch of these shapes.
         """
+
+    def close(self) -> None:
+        """Give back what the context holds; nothing is run after it."""
 
 
 class Engine(Protocol):
@@ -40,7 +46,11 @@ class Engine(Protocol):
         """Return a context for one lane."""
 
 
-Loader = Callable[[Path, int], Engine]
-"""Loads a model file for runs on so many CPU threads each; raises `SettingsError`."""
+Loader = Callable[[Path, ModelConfig, int], Engine]
+"""Loads a model file as its config says, for runs on so many CPU threads each where the CPU runs
+them; raises `SettingsError` or `EngineError`."""
 
-BACKENDS: dict[str, Loader] = {"onnxruntime": load_onnxruntime}
+BACKENDS: dict[str, Loader] = {
+    "onnxruntime": lambda path, _, threads: load_onnxruntime(path, threads),
+    "tensorrt": lambda path, config, _: load_tensorrt(path, config.max_rows, config.lengths),
+}

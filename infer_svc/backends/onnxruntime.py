@@ -40,6 +40,9 @@ class OnnxRuntimeEngine:
         """Return a context for one lane: the session itself."""
         return self
 
+    def close(self) -> None:
+        """Do nothing: the session goes with its last user."""
+
     def run(self, inputs: Tensors) -> Tensors:
         """Run one batch; contract as in `infer_svc.backends.Context`."""
         try:

@@ -16,9 +16,6 @@ from infer_svc.backends.trt_api import Api, Profile, Tensor, load_api
 from mesh.errors import EngineError, InvalidInput
 from mesh.tensor import Tensors, TensorSpec, dtype_name
 
-LENGTHS = (32, 64, 128, 256, 512)
-"""Buckets of a size that neither the model nor its config fixes, as the length of a text."""
-
 
 def rungs(max_rows: int) -> list[int]:
     """Return the batch sizes that are run: powers of two, and the largest."""
@@ -229,7 +226,7 @@ class TensorRTContext:
             })  # fmt: skip
 
 
-def load_tensorrt(path: Path, max_rows: int, lengths: Sequence[int] = LENGTHS) -> TensorRTEngine:
+def load_tensorrt(path: Path, max_rows: int, lengths: Sequence[int]) -> TensorRTEngine:
     """Load a plan, or build an ONNX file and load that.
 
     Args:

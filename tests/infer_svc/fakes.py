@@ -36,6 +36,9 @@ class FakeContext:
     def release(self) -> None:
         self._gate.set()
 
+    def close(self) -> None:
+        """Do nothing."""
+
     def run(self, inputs: Tensors) -> Tensors:
         rows = len(inputs["x"])
         with self._lock:

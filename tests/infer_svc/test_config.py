@@ -257,3 +257,29 @@ def test_impossible_value_is_refused_with_file_and_field(
     with pytest.raises(SettingsError, match=message) as caught:
         read(tmp_path, text)
     assert "config.pbtxt" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend"), [("GPU", "tensorrt"), ("CPU", "onnxruntime"), ("AUTO", "onnxruntime")]
+)
+def test_onnx_model_with_an_instance_on_a_gpu_runs_on_tensorrt(
+    tmp_path: Path, kind: str, backend: str
+) -> None:
+    config = read(tmp_path, f"instance_group [ {{ count: 2 kind: KIND_{kind} }} ]")
+    assert (config.backend, config.filename, config.lanes) == (backend, "model.onnx", 2)
+
+
+BUCKETS = 'parameters {{ key: "length_buckets" value {{ string_value: "{}" }} }}'
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"), [("", (32, 64, 128, 256, 512)), (BUCKETS.format("64, 16,16"), (16, 64))]
+)
+def test_length_buckets(tmp_path: Path, text: str, wanted: tuple[int, ...]) -> None:
+    assert read(tmp_path, text).lengths == wanted
+
+
+@pytest.mark.parametrize("broken", ["16;32", "0", "-1", "1.5", "16,,2"])
+def test_length_buckets_that_are_no_sizes_are_refused(tmp_path: Path, broken: str) -> None:
+    with pytest.raises(SettingsError, match=r"length_buckets .* came, wanted sizes as"):
+        read(tmp_path, BUCKETS.format(broken))

@@ -18,6 +18,9 @@ from tests.infer_svc.fakes import FakeContext
 class WrongRows:
     """Answers with a row too few."""
 
+    def close(self) -> None:
+        """Do nothing."""
+
     def run(self, inputs: Tensors) -> Tensors:
         return {"y": inputs["x"][1:]}
 

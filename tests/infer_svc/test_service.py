@@ -1,9 +1,11 @@
 import asyncio
 import logging
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from shutil import copy
 
 import numpy as np
 import pytest
@@ -299,3 +301,51 @@ async def test_answers_and_errors_pass_the_wire(handler: InferHandler) -> None:
         assert reply.timings.batch_rows >= 2
     assert isinstance(replies[50].error(), NotFound)
     assert isinstance(replies[51].error(), InvalidInput)
+
+
+def on_gpu(models: Path, root: Path, name: str) -> None:
+    """Copy a demo model, to run on a GPU with two lanes."""
+    (root / name / "1").mkdir(parents=True)
+    config = (models / name / "config.pbtxt").read_text()
+    config = config.replace("count: 1", "count: 2").replace("KIND_CPU", "KIND_GPU")
+    buckets = 'parameters { key: "length_buckets" value { string_value: "16,32,64,128" } }\n'
+    (root / name / "config.pbtxt").write_text(config + buckets)
+    copy(models / name / "1/model.onnx", root / name / "1/model.onnx")
+
+
+@pytest.mark.gpu
+async def test_demo_models_on_a_gpu_answer_as_on_the_cpu(models: Path, tmp_path: Path) -> None:
+    for name in ("digits-classify", "language"):
+        on_gpu(models, tmp_path, name)
+    random = np.random.default_rng(0)
+    texts = [random.integers(1, 500, (1, (16, 32, 64, 128)[n % 4])) for n in range(400)]
+    digits = [random.integers(0, 255, (1, 32, 32, 3)).astype(np.uint8) for _ in range(400)]
+
+    async def answers(handler: InferHandler) -> tuple[list[Tensors], list[Tensors]]:
+        return (
+            await asyncio.gather(*(
+                infer(handler, "language", input_ids=ids, attention_mask=np.ones_like(ids))
+                for ids in texts
+            )),
+            await asyncio.gather(*(infer(handler, "digits-classify", pixels=d) for d in digits)),
+        )  # fmt: skip
+
+    async with serving(tmp_path) as gpu, serving(models) as cpu:
+        wanted, got = await answers(cpu), await answers(gpu)
+        for one, other in zip(wanted[0] + wanted[1], got[0] + got[1], strict=True):
+            difference = one["logits"].astype(np.float64) - other["logits"].astype(np.float64)
+            assert np.abs(difference).max() < 0.05
+        again = await answers(gpu)
+        assert len(again[0] + again[1]) == 800
+
+
+async def test_model_for_a_gpu_is_refused_where_there_is_none(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pycuda", None)
+    on_gpu(models, tmp_path, "digits-classify")
+    write_model(tmp_path, "add", graphs.addition(), "max_batch_size: 8")
+    async with serving(tmp_path) as handler:
+        with pytest.raises(Refused, match="no PyCUDA"):
+            await infer(handler, "digits-classify", pixels=ROWS)
+        assert (await infer(handler, "add", left=ROWS, right=ROWS))["sum"].shape == (2, 4)
