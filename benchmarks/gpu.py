@@ -60,7 +60,7 @@ def bare_rate(contexts: list[Any], batch: np.ndarray[Any, Any]) -> float:
 
     def work(index: int) -> None:
         while time.perf_counter() < end:
-            contexts[index].run({"x": batch})
+            contexts[index].run([{"x": batch}])
             counts[index] += ROWS
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(len(contexts))]

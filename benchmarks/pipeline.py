@@ -76,7 +76,7 @@ class PlainLoop:
         crop = cv2.cvtColor(picture[top : top + 224, left : left + 224], cv2.COLOR_BGR2RGB)
         pixels = ((crop.astype(np.float32) / 255 - MEAN) / STD).transpose(2, 0, 1)
         batch = np.ascontiguousarray(pixels[None])
-        logits = self._engine.run({"x0": batch})["logits"][0].astype(np.float64)
+        logits = self._engine.run([{"x0": batch}])["logits"][0].astype(np.float64)
         scores = np.exp(logits - logits.max())
         best = np.argsort(-scores)[:5]
         return {"classes": best, "scores": scores[best] / scores.sum()}
@@ -92,7 +92,7 @@ class OwnOpsLoop:
 
     def run(self, file: bytes) -> Tensors:
         prepared = self._before({"image": bytes_tensor(file)}, {})
-        return self._after(self._engine.run(prepared.tensors), prepared.context).tensors
+        return self._after(self._engine.run([prepared.tensors]), prepared.context).tensors
 
 
 def loop_rate(loop: PlainLoop | OwnOpsLoop, files: list[bytes], seconds: float) -> float:

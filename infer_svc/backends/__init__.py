@@ -1,6 +1,6 @@
 """What runs a model: one small interface, one file per runtime."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -13,11 +13,12 @@ from mesh.tensor import Tensors, TensorSpec
 class Context(Protocol):
     """Runs batches one after the other; belongs to one lane."""
 
-    def run(self, inputs: Tensors) -> Tensors:
+    def run(self, parts: Sequence[Tensors]) -> Tensors:
         """Run one batch.
 
         Args:
-            inputs: by name, already compared with the engine's inputs; C-contiguous.
+            parts: inputs of each request by name, already compared with the engine's inputs, to be
+                joined along the first axis; all have the same shapes beyond it.
 
         Returns:
             Outputs by name; the arrays are the caller's until the next call.

@@ -1,6 +1,6 @@
 """ONNX Runtime on the CPU: the embedded default."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from infer_svc.backends.batch import join
 from mesh.errors import EngineError, SettingsError
 from mesh.tensor import NUMPY_DTYPES, Array, Tensors, TensorSpec
 
@@ -43,10 +44,10 @@ class OnnxRuntimeEngine:
     def close(self) -> None:
         """Do nothing: the session goes with its last user."""
 
-    def run(self, inputs: Tensors) -> Tensors:
+    def run(self, parts: Sequence[Tensors]) -> Tensors:
         """Run one batch; contract as in `infer_svc.backends.Context`."""
         try:
-            inputs = {name: _each(bytes.decode, array) for name, array in inputs.items()}
+            inputs = {name: _each(bytes.decode, array) for name, array in join(parts).items()}
             outputs = self._session.run(self._names, inputs)
         except _ERRORS as err:
             raise EngineError(f"ONNX Runtime failed the batch: {err}") from err

@@ -14,7 +14,7 @@ from infer_svc.backends.cuda import Buffer, Device, Stream, device
 from infer_svc.backends.onnxruntime import load_onnxruntime
 from infer_svc.backends.trt_api import Api, Profile, Tensor, load_api
 from mesh.errors import EngineError, InvalidInput
-from mesh.tensor import Tensors, TensorSpec, dtype_name
+from mesh.tensor import Array, Tensors, TensorSpec, dtype_name
 
 
 def rungs(max_rows: int) -> list[int]:
@@ -121,14 +121,14 @@ class TensorRTContext:
         for index in range(len(self._contexts)):
             self._warm_up(index)
 
-    def run(self, inputs: Tensors) -> Tensors:
+    def run(self, parts: Sequence[Tensors]) -> Tensors:
         """Run one batch; contract as in `infer_svc.backends.Context`.
 
         It is padded with zeros to the next batch size that was warmed up, and to the length of its
         bucket.
         """
         with self._gpu.current():
-            return self._run(inputs)
+            return self._run(parts)
 
     def close(self) -> None:
         """Free the memory of the GPU; call it when nothing runs."""
@@ -138,15 +138,17 @@ class TensorRTContext:
             for buffer in self._buffers.values():
                 buffer.free()
 
-    def _run(self, inputs: Tensors) -> Tensors:
-        index, shapes = self._fit({name: array.shape for name, array in inputs.items()})
+    def _run(self, parts: Sequence[Tensors]) -> Tensors:
+        given = {
+            name: (sum(len(part[name]) for part in parts), *array.shape[1:])
+            if len(parts) > 1
+            else array.shape
+            for name, array in parts[0].items()
+        }
+        index, shapes = self._fit(given)
         context, stream = self._contexts[index], self._stream
-        for name, array in inputs.items():
-            shape = shapes[name]
-            view = self._buffers[name].view(shape)
-            if array.shape != shape:
-                view[...] = 0
-            view[tuple(map(slice, array.shape))] = array
+        for name, shape in shapes.items():
+            _fill(self._buffers[name].view(shape), [part[name] for part in parts])
             self._buffers[name].upload(shape, stream.stream)
             if not context.set_input_shape(name, shape):
                 raise EngineError(f"input {name!r} cannot have the shape {list(shape)}")
@@ -160,8 +162,8 @@ class TensorRTContext:
         stream.wait()
         real = {
             (axis, padded): size
-            for name, array in inputs.items()
-            for axis, (size, padded) in enumerate(zip(array.shape, shapes[name], strict=True))
+            for name, shape in given.items()
+            for axis, (size, padded) in enumerate(zip(shape, shapes[name], strict=True))
         }
         return {
             tensor.name: self._buffers[tensor.name].view(made[tensor.name])[
@@ -212,7 +214,7 @@ class TensorRTContext:
             (limits[t.name][0] for t in self._inputs if t.shape and t.shape[0] == -1), default=1
         )
         for count in rungs(rows):
-            self._run({
+            self._run([{
                 tensor.name: np.zeros(
                     tuple(
                         count if axis == 0 and dim == -1 else limit
@@ -223,7 +225,7 @@ class TensorRTContext:
                     tensor.dtype,
                 )
                 for tensor in self._inputs
-            })  # fmt: skip
+            }])  # fmt: skip
 
 
 def load_tensorrt(path: Path, max_rows: int, lengths: Sequence[int]) -> TensorRTEngine:
@@ -258,6 +260,22 @@ def onnx_inputs(path: Path) -> list[TensorSpec]:
 def tensorrt_api() -> Api:
     """Return the TensorRT of this process, which has one logger and one runtime."""
     return load_api()
+
+
+def _fill(view: Array, arrays: Sequence[Array]) -> None:
+    """Write arrays one below the other, and zeros around them."""
+    if len(arrays) == 1:
+        if view.shape != arrays[0].shape:
+            view[...] = 0
+        view[tuple(map(slice, arrays[0].shape))] = arrays[0]
+        return
+    if view.shape[1:] != arrays[0].shape[1:]:
+        view[...] = 0
+    at = 0
+    for array in arrays:
+        view[(slice(at, at + len(array)), *map(slice, array.shape[1:]))] = array
+        at += len(array)
+    view[at:] = 0
 
 
 def _padded(

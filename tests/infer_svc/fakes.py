@@ -1,8 +1,9 @@
 """What stands in for an engine: it records the batches it gets, and can be held or made to fail."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from infer_svc.backends.batch import join
 from mesh.tensor import Tensors
 
 PATIENCE_S = 20.0
@@ -39,7 +40,8 @@ class FakeContext:
     def close(self) -> None:
         """Do nothing."""
 
-    def run(self, inputs: Tensors) -> Tensors:
+    def run(self, parts: Sequence[Tensors]) -> Tensors:
+        inputs = join(parts)
         rows = len(inputs["x"])
         with self._lock:
             self.batches.append(inputs)

@@ -1,13 +1,14 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infer_svc.backends.batch import join
 from infer_svc.lane import Batch, BatchResult, Lane
 from mesh.errors import EngineError
 from mesh.tensor import Tensors, bytes_tensor, unpack
@@ -21,8 +22,8 @@ class WrongRows:
     def close(self) -> None:
         """Do nothing."""
 
-    def run(self, inputs: Tensors) -> Tensors:
-        return {"y": inputs["x"][1:]}
+    def run(self, parts: Sequence[Tensors]) -> Tensors:
+        return {"y": join(parts)["x"][1:]}
 
 
 def rows_of(count: int, first: int = 0) -> Tensors:

@@ -41,7 +41,7 @@ def test_each_free_size_is_any_size(tmp_path: Path) -> None:
 def test_outputs_come_by_name(tmp_path: Path) -> None:
     context = load(tmp_path, graphs.addition()).open()
     rows = np.arange(8, dtype=np.float32).reshape(2, 4)
-    outputs = context.run({"right": rows, "left": rows * 10})
+    outputs = context.run([{"right": rows, "left": rows * 10}])
     assert outputs.keys() == {"sum"}
     np.testing.assert_array_equal(outputs["sum"], rows * 11)
 
@@ -52,7 +52,7 @@ def test_numbers_of_each_dtype_pass_unchanged(tmp_path: Path, dtype: str) -> Non
     assert engine.inputs == (TensorSpec("x", dtype, (-1, 4)),)
     given = np.arange(8).reshape(2, 4).astype(NUMPY_DTYPES[dtype])
     given.flags.writeable = False  # as those that come from the wire
-    outputs = engine.run({"x": given})
+    outputs = engine.run([{"x": given}])
     assert outputs["y"].dtype == NUMPY_DTYPES[dtype]
     np.testing.assert_array_equal(outputs["y"], given)
 
@@ -68,7 +68,7 @@ def test_numbers_of_each_dtype_pass_unchanged(tmp_path: Path, dtype: str) -> Non
 def test_strings_pass_as_bytes_unchanged(tmp_path: Path, elements: tuple[bytes, ...]) -> None:
     engine = load(tmp_path, graphs.identity("BYTES"))
     assert engine.inputs == (TensorSpec("x", "BYTES", (-1, 4)),)
-    outputs = engine.run({"x": bytes_tensor(*elements).reshape(1, 4)})
+    outputs = engine.run([{"x": bytes_tensor(*elements).reshape(1, 4)}])
     assert outputs["y"].shape == (1, 4)
     assert outputs["y"].ravel().tolist() == list(elements)
 
@@ -76,19 +76,19 @@ def test_strings_pass_as_bytes_unchanged(tmp_path: Path, elements: tuple[bytes, 
 def test_strings_that_are_no_utf8_are_an_engine_error(tmp_path: Path) -> None:
     engine = load(tmp_path, graphs.identity("BYTES", ("n",)))
     with pytest.raises(EngineError, match="utf-8"):
-        engine.run({"x": bytes_tensor(b"\xff")})
+        engine.run([{"x": bytes_tensor(b"\xff")}])
 
 
 def test_empty_batch_of_strings_stays_empty(tmp_path: Path) -> None:
     engine = load(tmp_path, graphs.identity("BYTES"))
-    assert engine.run({"x": np.empty((0, 4), object)})["y"].shape == (0, 4)
+    assert engine.run([{"x": np.empty((0, 4), object)}])["y"].shape == (0, 4)
 
 
 def test_failure_at_run_time_is_an_engine_error_and_the_next_run_works(tmp_path: Path) -> None:
     context = load(tmp_path, graphs.lookup()).open()
     with pytest.raises(EngineError, match=r"failed the batch: .*out of data bounds"):
-        context.run({"x": np.array([[9]])})
-    np.testing.assert_array_equal(context.run({"x": np.array([[3]])})["y"], [[30.0]])
+        context.run([{"x": np.array([[9]])}])
+    np.testing.assert_array_equal(context.run([{"x": np.array([[3]])}])["y"], [[30.0]])
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_inputs_that_do_not_fit_are_an_engine_error(
     tmp_path: Path, inputs: dict[str, np.ndarray]
 ) -> None:
     with pytest.raises(EngineError):
-        load(tmp_path, graphs.addition()).run(dict(inputs))
+        load(tmp_path, graphs.addition()).run([dict(inputs)])
 
 
 def test_threads_share_an_engine(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_threads_share_an_engine(tmp_path: Path) -> None:
 
     def run(number: int) -> bool:
         given = np.full((3, 4), number, np.float32)
-        return bool((engine.open().run({"x": given})["y"] == number).all())
+        return bool((engine.open().run([{"x": given}])["y"] == number).all())
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(run, range(400)))

@@ -74,7 +74,7 @@ def batch(name: str, rows: int, length: int = 30, seed: int = 0) -> Tensors:
 def test_outputs_are_those_of_onnx_runtime(engines: Any, name: str, rows: int) -> None:
     reference, engine, context = engines[name]
     inputs = batch(name, rows)
-    wanted, got = reference.run(inputs), context.run(inputs)
+    wanted, got = reference.run([inputs]), context.run([inputs])
     assert {spec.name for spec in engine.outputs} == set(wanted)
     for key, array in wanted.items():
         assert got[key].shape == array.shape
@@ -88,9 +88,9 @@ def test_outputs_are_those_of_onnx_runtime(engines: Any, name: str, rows: int) -
 def test_batch_of_one_equals_batch_of_many(engines: Any, name: str) -> None:
     _, _, context = engines[name]
     inputs = batch(name, 8)
-    many = {key: array.copy() for key, array in context.run(inputs).items()}
+    many = {key: array.copy() for key, array in context.run([inputs]).items()}
     for row in range(8):
-        one = context.run({key: array[row : row + 1] for key, array in inputs.items()})
+        one = context.run([{key: array[row : row + 1] for key, array in inputs.items()}])
         for key, array in one.items():
             difference = np.abs(array[0] - many[key][row]).max()
             assert difference <= 1e-2 * max(1, np.abs(many[key][row]).max())
@@ -100,19 +100,19 @@ def test_batch_of_one_equals_batch_of_many(engines: Any, name: str) -> None:
 def test_padding_to_a_longer_bucket_changes_nothing(engines: Any) -> None:
     _, _, context = engines["language"]
     short = batch("language", 4, 16)
-    alone = context.run(short)["logits"].copy()
+    alone = context.run([short])["logits"].copy()
     padded = {key: np.pad(array, ((0, 0), (0, 48))) for key, array in short.items()}
-    assert np.abs(context.run(padded)["logits"] - alone).max() <= 1e-2 * np.abs(alone).max()
+    assert np.abs(context.run([padded])["logits"] - alone).max() <= 1e-2 * np.abs(alone).max()
 
 
 @pytest.mark.gpu
 def test_shape_beyond_the_engine_is_refused_and_the_next_run_works(engines: Any) -> None:
     _, _, context = engines["language"]
     with pytest.raises(InvalidInput, match="wanted at most"):
-        context.run(batch("language", 1, 129))
+        context.run([batch("language", 1, 129)])
     with pytest.raises(InvalidInput, match="wanted at most"):
-        context.run(batch("language", 33, 16))
-    assert context.run(batch("language", 2, 16))["logits"].shape == (2, 46)
+        context.run([batch("language", 33, 16)])
+    assert context.run([batch("language", 2, 16)])["logits"].shape == (2, 46)
 
 
 @pytest.mark.gpu
@@ -124,8 +124,8 @@ def test_contexts_in_threads_of_their_own_do_not_mix(engines: Any) -> None:
         context = engine.open()
         for number in range(200):
             inputs = batch("digits-classify", 1 + number % 32, seed=seed * 1000 + number)
-            wanted = reference.run(inputs)["logits"]
-            got = context.run(inputs)["logits"]
+            wanted = reference.run([inputs])["logits"]
+            got = context.run([inputs])["logits"]
             if np.abs(got - wanted).max() > 2e-2 * max(1, np.abs(wanted).max()):
                 wrong.append(f"thread {seed} batch {number}")
         context.close()
