@@ -169,7 +169,7 @@ def test_zeros_of_strings_are_empty_strings(tmp_path: Path) -> None:
     model = loaded(tmp_path, graphs.many_kinds(), "max_batch_size: 8")
     ((tensors, _),) = warmup_inputs(model)
     assert tensors["text"].tolist() == [[b"", b""]]
-    assert model.engine.open().run([tensors)["text_out"].tolist(]) == [[b"", b""]]
+    assert model.engine.open().run([tensors])["text_out"].tolist() == [[b"", b""]]
 
 
 def test_without_warmups_a_model_of_open_sizes_is_not_warmed_up(tmp_path: Path) -> None:
