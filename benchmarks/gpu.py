@@ -22,6 +22,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from opentelemetry.trace import NoOpTracer
 
 from benchmarks.environment import keep
+from infer_svc.backends.cuda import device
 from infer_svc.batcher import Batcher
 from infer_svc.lane import Lane
 from infer_svc.repository import load_model
@@ -109,9 +110,11 @@ async def measure() -> None:
         ]  # fmt: skip
         for lane in lanes:
             lane.close()
+        model.engine.close()
     one, bare, served = (statistics.median(column) for column in zip(*rows, strict=True))
     figures = {
-        "build_s": round(built, 2), "open_lanes_s": round(opened, 2), "bare_one_per_s": round(one),
+        "gpu": device(0).name, "build_s": round(built, 2), "open_lanes_s": round(opened, 2),
+        "bare_one_per_s": round(one),
         "bare_per_s": round(bare), "served_per_s": round(served),
         "served_to_bare": round(statistics.median(row[2] / row[1] for row in rows), 3),
     }  # fmt: skip

@@ -105,6 +105,7 @@ class InferHandler:
         for served in self._served.values():
             for lane in served.lanes:
                 lane.close()
+            served.model.engine.close()
 
     def _find(self, name: str) -> Served:
         served = self._served.get(name)

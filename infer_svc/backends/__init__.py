@@ -46,6 +46,9 @@ class Engine(Protocol):
     def open(self) -> Context:
         """Return a context for one lane."""
 
+    def close(self) -> None:
+        """Give back what the engine holds; its contexts are closed before."""
+
 
 Loader = Callable[[Path, ModelConfig, int], Engine]
 """Loads a model file as its config says, for runs on so many CPU threads each where the CPU runs

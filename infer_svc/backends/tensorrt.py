@@ -75,25 +75,35 @@ class TensorRTEngine:
         self.tensors = api.tensors(self._engine)
         self.inputs = tuple(_spec(tensor) for tensor in self.tensors if tensor.is_input)
         self.outputs = tuple(_spec(tensor) for tensor in self.tensors if not tensor.is_input)
+        # Contexts of one engine are made and ended one by one.
         self._lock = threading.Lock()
-
-    @property
-    def profiles(self) -> int:
-        """Number of optimization profiles."""
-        return int(self._engine.num_optimization_profiles)
 
     def open(self) -> "TensorRTContext":
         """Return a context with its buffers, warmed up at every shape that it runs."""
-        with self._lock, self._gpu.current():  # contexts of one engine are made one by one
-            return TensorRTContext(self._api, self._gpu, self._engine, self._cache, self.tensors)
+        with self._lock, self._gpu.current():
+            return TensorRTContext(
+                self._api, self._gpu, self._engine, self._cache, self.tensors, self._lock
+            )
+
+    def close(self) -> None:
+        """Give back the engine's memory; its contexts are closed before."""
+        with self._lock, self._gpu.current():
+            self._engine = self._cache = None
 
 
 class TensorRTContext:
     """Buffers, a stream, and an execution context for each profile. One run at a time."""
 
     def __init__(
-        self, api: Api, gpu: Device, engine: Any, cache: Any, tensors: Sequence[Tensor]
+        self,
+        api: Api,
+        gpu: Device,
+        engine: Any,
+        cache: Any,
+        tensors: Sequence[Tensor],
+        lock: threading.Lock,
     ) -> None:
+        self._lock = lock
         self._api = api
         self._gpu = gpu
         self._engine = engine
@@ -132,9 +142,11 @@ class TensorRTContext:
 
     def close(self) -> None:
         """Free the memory of the GPU; call it when nothing runs."""
-        with self._gpu.current():
+        with self._lock, self._gpu.current():
+            # In this order: a context uses its config, both the engine, until they end.
             self._contexts.clear()
             self._configs.clear()
+            self._engine = None
             for buffer in self._buffers.values():
                 buffer.free()
 

@@ -1,6 +1,7 @@
 """Shapes of engines on a CPU; engines against ONNX Runtime on a GPU."""
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,17 @@ def test_profile_of_a_model_without_batches() -> None:
 
 
 @pytest.fixture(scope="module")
-def engines(models: Path) -> dict[str, tuple[Any, Any, Any]]:
+def engines(models: Path) -> Iterator[dict[str, tuple[Any, Any, Any]]]:
     """For each demo model: ONNX Runtime's context, the engine, and a context of it."""
     found = {}
     for name, rows in MODELS.items():
         path = models / name / "1/model.onnx"
         engine = load_tensorrt(path, rows, LENGTHS)
         found[name] = (load_onnxruntime(path, 4).open(), engine, engine.open())
-    return found
+    yield found
+    for _, engine, context in found.values():
+        context.close()
+        engine.close()
 
 
 def batch(name: str, rows: int, length: int = 30, seed: int = 0) -> Tensors:
