@@ -48,4 +48,8 @@ bench: install-dev  ## measure on this machine's CPU; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.pipeline
 	$(BIN)/python -m benchmarks.memory
 
-.PHONY: help install install-dev demo up protos fmt lint type test e2e bench
+gpu:  ## tests and measurements on this machine's GPU; needs TensorRT, PyCUDA and torch in PYTHON
+	$(PYTHON) -m pytest -q -m gpu tests
+	$(PYTHON) -m benchmarks.gpu
+
+.PHONY: help install install-dev demo up protos fmt lint type test e2e bench gpu
