@@ -10,6 +10,7 @@ gives it back (the kernel does), and one that comes late finds that its lease is
 """
 
 import fcntl
+import functools
 import hashlib
 import logging
 import mmap
@@ -325,6 +326,7 @@ class Writer:
             return self._arenas[name]
 
 
+@functools.lru_cache(maxsize=1024)  # asked for twice with each item
 def owner_tag(session: str) -> bytes:
     """Return 16 bytes that stand for a session in the table of slots."""
     return hashlib.blake2b(session.encode(), digest_size=16).digest()
