@@ -22,6 +22,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from opentelemetry.trace import NoOpTracer
 
 from benchmarks.environment import keep
+from infer_svc.backends import Machine
 from infer_svc.backends.cuda import device
 from infer_svc.batcher import Batcher
 from infer_svc.lane import Lane
@@ -93,9 +94,10 @@ async def measure() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_resnet(Path(folder) / "resnet50")
         started = time.perf_counter()
-        model = load_model(Path(folder) / "resnet50", 1)
+        model = load_model(Path(folder) / "resnet50", Machine())
         built = time.perf_counter() - started
-        contexts = [model.engine.open() for _ in range(LANES)]
+        engine = model.placements[0].engine
+        contexts = [engine.open() for _ in range(LANES)]
         opened = time.perf_counter() - started - built
         loop = asyncio.get_running_loop()
         lanes = [Lane(f"resnet50-{n}", context, loop) for n, context in enumerate(contexts)]
@@ -110,7 +112,7 @@ async def measure() -> None:
         ]  # fmt: skip
         for lane in lanes:
             lane.close()
-        model.engine.close()
+        engine.close()
     one, bare, served = (statistics.median(column) for column in zip(*rows, strict=True))
     figures = {
         "gpu": device(0).name, "build_s": round(built, 2), "open_lanes_s": round(opened, 2),

@@ -80,6 +80,16 @@ class Warmup:
 
 
 @dataclass(frozen=True)
+class Instances:
+    """An `instance_group`: lanes on the CPU, or on each of some GPUs."""
+
+    count: int = 1
+    """Lanes; on each GPU, where there are several."""
+    gpus: tuple[int, ...] | None = None
+    """Numbers of visible GPUs; empty: all of them. None: the CPU."""
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """One model of the repository."""
 
@@ -95,8 +105,8 @@ class ModelConfig:
     """Batch dimension included; empty: as the model file declares them."""
     outputs: tuple[TensorSpec, ...]
     """Batch dimension included; empty: as the model file declares them."""
-    lanes: int
-    """Batches that run at the same time: the sum of `instance_group` counts."""
+    instances: tuple[Instances, ...]
+    """Where it runs, and how many batches at the same time."""
     batching: Batching | None
     """None: each request runs alone."""
     warmups: tuple[Warmup, ...]
@@ -129,13 +139,10 @@ def read_config(folder: Path) -> ModelConfig:
 def _convert(message: triton.ModelConfig, name: str) -> ModelConfig:
     backend = message.backend or _BACKEND_OF_PLATFORM.get(message.platform, message.platform)
     filename = "model.plan" if backend == "tensorrt" else "model.onnx"
-    kinds = {group.kind for group in message.instance_group}
-    if backend == "onnxruntime" and triton.ModelInstanceGroup.KIND_GPU in kinds:
+    if backend == "onnxruntime" and any(_names_gpu(group) for group in message.instance_group):
         backend = "tensorrt"
     if message.max_batch_size < 0:
         raise ValueError(f"max_batch_size {message.max_batch_size} came, wanted 0 or more")
-    if any(group.count < 0 for group in message.instance_group):
-        raise ValueError("an instance_group has a count below 0")
     batched = message.max_batch_size > 0
     return ModelConfig(
         name=name,
@@ -144,10 +151,32 @@ def _convert(message: triton.ModelConfig, name: str) -> ModelConfig:
         max_rows=message.max_batch_size,
         inputs=tuple(_spec(tensor, batched) for tensor in message.input),
         outputs=tuple(_spec(tensor, batched) for tensor in message.output),
-        lanes=sum(group.count or 1 for group in message.instance_group) or 1,
+        instances=_instances(message, on_gpu=backend == "tensorrt"),
         batching=_batching(message) if message.HasField("dynamic_batching") else None,
         warmups=tuple(_warmup(sample) for sample in message.model_warmup),
         lengths=_lengths(message.parameters[LENGTHS_KEY].string_value),
+    )
+
+
+def _names_gpu(group: triton.ModelInstanceGroup) -> bool:
+    return bool(group.kind == triton.ModelInstanceGroup.KIND_GPU or group.gpus)
+
+
+def _instances(message: triton.ModelConfig, *, on_gpu: bool) -> tuple[Instances, ...]:
+    groups = message.instance_group or [triton.ModelInstanceGroup()]
+    for group in groups:
+        if group.count < 0 or any(gpu < 0 for gpu in group.gpus):
+            raise ValueError(
+                f"an instance_group has count {group.count} and gpus {list(group.gpus)}, wanted "
+                "none below 0"
+            )
+        if on_gpu and group.kind == triton.ModelInstanceGroup.KIND_CPU:
+            raise ValueError(
+                "an instance_group of KIND_CPU came for a model that runs on a GPU; give all "
+                "groups one kind, or make two models of it"
+            )
+    return tuple(
+        Instances(group.count or 1, tuple(group.gpus) if on_gpu else None) for group in groups
     )
 
 

@@ -6,11 +6,23 @@ from pathlib import Path
 
 import numpy as np
 
-from infer_svc.backends import BACKENDS, Engine
+from infer_svc.backends import BACKENDS, Engine, Machine
+from infer_svc.backends.cuda import visible_gpus
 from infer_svc.config import ModelConfig, Warmup, WarmupInput, read_config
 from mesh.errors import EngineError, InvalidInput, SettingsError
 from mesh.tensor import NUMPY_DTYPES, Array, Tensors, TensorSpec, from_proto
 from protos.mesh.v1 import tensor_pb2
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A model's engine on the CPU or on one GPU."""
+
+    engine: Engine
+    lanes: int
+    """Batches that it runs at the same time."""
+    gpu: int | None
+    """None: the CPU."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +32,7 @@ class Model:
     config: ModelConfig
     """Its inputs and outputs are filled in from the engine where the file had none."""
     version: int
-    engine: Engine
+    placements: tuple[Placement, ...]
     folder: Path
 
 
@@ -39,12 +51,12 @@ def model_folders(root: Path) -> list[Path]:
     ]
 
 
-def load_model(folder: Path, threads: int) -> Model:
+def load_model(folder: Path, machine: Machine) -> Model:
     """Load the newest version of a model.
 
     Args:
         folder: of the model.
-        threads: CPU threads that one run may use.
+        machine: what it may use.
 
     Raises:
         SettingsError: config, version or model file is missing, broken, or they do not fit
@@ -66,15 +78,46 @@ def load_model(folder: Path, threads: int) -> Model:
     if not path.exists():
         raise SettingsError(f"model {config.name!r} has no file {path}")
     try:
-        engine = loader(path, config, threads)
+        placements = tuple(
+            Placement(loader(path, config, gpu, machine), lanes, gpu)
+            for gpu, lanes in places(config).items()
+        )
     except EngineError as err:
         raise SettingsError(f"model {config.name!r}: {err}") from err
+    engine = placements[0].engine
     config = replace(
         config,
         inputs=_agree(config, "input", config.inputs, engine.inputs),
         outputs=_agree(config, "output", config.outputs, engine.outputs),
     )
-    return Model(config, versions[-1], engine, folder)
+    return Model(config, versions[-1], placements, folder)
+
+
+def places(config: ModelConfig) -> dict[int | None, int]:
+    """Return the lanes of a model on each GPU, or on the CPU (None).
+
+    Raises:
+        SettingsError: it names a GPU that this process does not see.
+    """
+    found: dict[int | None, int] = {}
+    for group in config.instances:
+        if group.gpus is None:
+            gpus: list[int | None] = [None]
+        else:
+            visible = visible_gpus()
+            if not visible or any(gpu >= visible for gpu in group.gpus):
+                raise SettingsError(
+                    f"model {config.name!r} wants {_gpus(group.gpus)}, this process sees "
+                    f"{visible}; look at CUDA_VISIBLE_DEVICES and `trtmesh doctor --gpu`"
+                )
+            gpus = list(group.gpus or range(visible))
+        for gpu in gpus:
+            found[gpu] = found.get(gpu, 0) + group.count
+    return found
+
+
+def _gpus(wanted: tuple[int, ...]) -> str:
+    return f"the GPUs {list(wanted)}" if wanted else "a GPU"
 
 
 def warmup_inputs(model: Model) -> list[tuple[Tensors, int]]:

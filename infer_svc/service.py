@@ -9,6 +9,7 @@ from pathlib import Path
 
 from opentelemetry.trace import Tracer
 
+from infer_svc.backends import Machine
 from infer_svc.batcher import Batcher
 from infer_svc.lane import Batch, Lane
 from infer_svc.repository import Model, load_model, model_folders, warmup_inputs
@@ -40,15 +41,15 @@ class InferHandler:
 
     Args:
         root: the model repository.
-        threads: CPU threads that one run may use.
+        machine: what the models may use.
         tracer: for batch spans; samples everything.
         lender: of the shared memory that tensors may come in.
     """
 
-    def __init__(self, root: Path, threads: int, tracer: Tracer, lender: Lender) -> None:
+    def __init__(self, root: Path, machine: Machine, tracer: Tracer, lender: Lender) -> None:
         self._lender = lender
         self._root = root
-        self._threads = threads
+        self._machine = machine
         self._tracer = tracer
         self._served: dict[str, Served] = {}
         self._broken: dict[str, MeshError] = {}
@@ -105,7 +106,8 @@ class InferHandler:
         for served in self._served.values():
             for lane in served.lanes:
                 lane.close()
-            served.model.engine.close()
+            for placement in served.model.placements:
+                placement.engine.close()
 
     def _find(self, name: str) -> Served:
         served = self._served.get(name)
@@ -116,11 +118,13 @@ class InferHandler:
         raise NotFound(f"model {name!r} is not in the repository; there are {sorted(self._served)}")
 
     def _load(self, folder: Path, loop: asyncio.AbstractEventLoop) -> Served:
-        model = load_model(folder, self._threads)
+        model = load_model(folder, self._machine)
         name = model.config.name
+        engines = [
+            placement.engine for placement in model.placements for _ in range(placement.lanes)
+        ]
         lanes = tuple(
-            Lane(f"{name}-{index}", model.engine.open(), loop)
-            for index in range(model.config.lanes)
+            Lane(f"{name}-{index}", engine.open(), loop) for index, engine in enumerate(engines)
         )
         try:
             _warm_up(model, lanes)

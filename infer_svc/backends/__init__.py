@@ -1,6 +1,7 @@
 """What runs a model: one small interface, one file per runtime."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -50,11 +51,21 @@ class Engine(Protocol):
         """Give back what the engine holds; its contexts are closed before."""
 
 
-Loader = Callable[[Path, ModelConfig, int], Engine]
-"""Loads a model file as its config says, for runs on so many CPU threads each where the CPU runs
-them; raises `SettingsError` or `EngineError`."""
+@dataclass(frozen=True)
+class Machine:
+    """What a process has for all its models."""
+
+    threads: int = 1
+    """Of the CPU, for one run of ONNX Runtime."""
+
+
+Loader = Callable[[Path, ModelConfig, int | None, Machine], Engine]
+"""Loads a model file as its config says, on the GPU with that number or (None) on the CPU; raises
+`SettingsError` or `EngineError`."""
 
 BACKENDS: dict[str, Loader] = {
-    "onnxruntime": lambda path, _, threads: load_onnxruntime(path, threads),
-    "tensorrt": lambda path, config, _: load_tensorrt(path, config.max_rows, config.lengths),
+    "onnxruntime": lambda path, _, __, machine: load_onnxruntime(path, machine.threads),
+    "tensorrt": lambda path, config, gpu, _: load_tensorrt(
+        path, config.max_rows, config.lengths, gpu or 0
+    ),
 }

@@ -26,19 +26,14 @@ class Device:
     """
 
     def __init__(self, index: int) -> None:
+        self.driver = load_driver()
         try:
-            from pycuda import driver  # noqa: PLC0415  needs the driver's library
-        except ImportError as err:
-            raise SettingsError(f"no PyCUDA: {err}; install trtmesh[tensorrt]") from err
-        self.driver: Any = driver
-        try:
-            driver.init()
-            device = driver.Device(index)
+            device = self.driver.Device(index)
             self.name: str = device.name()
             self.compute_capability: tuple[int, int] = device.compute_capability()
             # Not make_context or pycuda.autoinit: a second context cannot use TensorRT's memory.
             self._context = device.retain_primary_context()
-        except driver.Error as err:
+        except self.driver.Error as err:
             raise SettingsError(f"GPU {index} cannot be used: {err}") from err
 
     @contextmanager
@@ -52,6 +47,34 @@ class Device:
         finally:
             # A thread that ends with a context on its stack would end the process.
             self._context.pop()
+
+
+def visible_gpus() -> int:
+    """Return how many GPUs this process sees, as `CUDA_VISIBLE_DEVICES` says.
+
+    That variable takes numbers, and UUIDs of GPUs and of MIG slices; a slice is a GPU here.
+
+    Raises:
+        SettingsError: there is no PyCUDA or no driver.
+    """
+    return int(load_driver().Device.count())
+
+
+def load_driver() -> Any:
+    """Return PyCUDA's driver module, ready to use.
+
+    Raises:
+        SettingsError: there is no PyCUDA or no driver.
+    """
+    try:
+        from pycuda import driver  # noqa: PLC0415  needs the driver's library
+    except ImportError as err:
+        raise SettingsError(f"no PyCUDA: {err}; install trtmesh[tensorrt]") from err
+    try:
+        driver.init()
+    except driver.Error as err:
+        raise SettingsError(f"no GPU can be used: {err}; see `trtmesh doctor --gpu`") from err
+    return driver
 
 
 @functools.cache

@@ -240,23 +240,26 @@ class TensorRTContext:
             }])  # fmt: skip
 
 
-def load_tensorrt(path: Path, max_rows: int, lengths: Sequence[int]) -> TensorRTEngine:
+def load_tensorrt(
+    path: Path, max_rows: int, lengths: Sequence[int], gpu: int = 0
+) -> TensorRTEngine:
     """Load a plan, or build an ONNX file and load that.
 
     Args:
         path: the file.
         max_rows: largest batch; 0: the model has no batch dimension.
         lengths: buckets of the sizes that are not fixed.
+        gpu: number among the visible ones.
 
     Raises:
-        SettingsError: there is no TensorRT or no GPU.
+        SettingsError: there is no TensorRT or no such GPU.
         EngineError: the model cannot be built or loaded.
     """
-    api, gpu = tensorrt_api(), device(0)
+    api, owner = tensorrt_api(), device(gpu)
     if path.suffix == ".plan":
-        return TensorRTEngine(api, gpu, path.read_bytes())
+        return TensorRTEngine(api, owner, path.read_bytes())
     profiles = profiles_of(onnx_inputs(path), max_rows, lengths)
-    return TensorRTEngine(api, gpu, api.build(path, profiles))
+    return TensorRTEngine(api, owner, api.build(path, profiles))
 
 
 def onnx_inputs(path: Path) -> list[TensorSpec]:

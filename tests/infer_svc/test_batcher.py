@@ -19,7 +19,7 @@ from opentelemetry.trace import NoOpTracer, Tracer
 
 from infer_svc import queue
 from infer_svc.batcher import Batcher
-from infer_svc.config import Batching, ModelConfig, QueuePolicy
+from infer_svc.config import Batching, Instances, ModelConfig, QueuePolicy
 from infer_svc.lane import Lane
 from mesh.errors import DeadlineExceeded, EngineError, MeshError, Overloaded
 from mesh.item import Reply, Request
@@ -42,7 +42,7 @@ class Rig:
         self.engine = FakeContext()
         loop = asyncio.get_running_loop()
         self.lanes = [Lane(f"m-{index}", self.engine, loop) for index in range(lanes)]
-        config = ModelConfig("m", "none", "", max_rows, (), (), lanes, batching, ())
+        config = ModelConfig("m", "none", "", max_rows, (), (), (Instances(lanes),), batching, ())
         self.batcher = Batcher(config, self.lanes, tracer)
         self._first = 0
 

@@ -4,6 +4,7 @@ import pytest
 
 from infer_svc.config import (
     Batching,
+    Instances,
     ModelConfig,
     QueuePolicy,
     Warmup,
@@ -70,7 +71,7 @@ def test_every_field_that_is_used_is_read(tmp_path: Path) -> None:
             TensorSpec("text", "BYTES", (-1, -1)),
         ),
         outputs=(TensorSpec("logits", "FP16", (-1, 10)),),
-        lanes=3,
+        instances=(Instances(2), Instances(1)),
         batching=Batching(
             preferred=(4, 16),
             delay_s=0.0005,
@@ -99,7 +100,7 @@ def test_defaults_need_only_the_model_file(tmp_path: Path, text: str | None) -> 
         max_rows=0,
         inputs=(),
         outputs=(),
-        lanes=1,
+        instances=(Instances(),),
         batching=None,
         warmups=(),
     )
@@ -163,7 +164,7 @@ def test_each_data_type_has_its_open_inference_name(tmp_path: Path, triton: str,
     ids=["none", "no-count", "one-group", "two-groups"],
 )
 def test_lanes_are_the_sum_of_instance_counts(tmp_path: Path, groups: str, lanes: int) -> None:
-    assert read(tmp_path, groups).lanes == lanes
+    assert sum(group.count for group in read(tmp_path, groups).instances) == lanes
 
 
 def test_level_without_policy_of_its_own_has_the_default(tmp_path: Path) -> None:
@@ -238,7 +239,9 @@ def test_name_that_differs_from_the_folder_is_refused_with_both(tmp_path: Path) 
             "dynamic_batching { priority_levels: 2 default_priority_level: 3 }",
             "default_priority_level 3 came, wanted 1 to 2",
         ),
-        ("instance_group [ { count: -1 } ]", "instance_group has a count below 0"),
+        ("instance_group [ { count: -1 } ]", "instance_group has count -1 .* wanted none below 0"),
+        ("instance_group [ { gpus: [ -2 ] } ]", r"gpus \[-2\], wanted none below 0"),
+        ("instance_group [ { kind: KIND_GPU }, { kind: KIND_CPU } ]", "KIND_CPU came for a model"),
         (
             'model_warmup [ { name: "w" inputs { key: "x" '
             "value { data_type: TYPE_FP32 dims: [ -1 ] } } } ]",
@@ -248,7 +251,7 @@ def test_name_that_differs_from_the_folder_is_refused_with_both(tmp_path: Path) 
     ids=[
         "negative-max-batch-size", "preferred-over-max", "preferred-zero", "preferred-unbatched",
         "bfloat16", "no-data-type", "data-type-number", "no-default-level", "default-level-over",
-        "negative-count", "open-warmup-dims",
+        "negative-count", "negative-gpu", "cpu-beside-gpu", "open-warmup-dims",
     ],
 )  # fmt: skip
 def test_impossible_value_is_refused_with_file_and_field(
@@ -260,13 +263,25 @@ def test_impossible_value_is_refused_with_file_and_field(
 
 
 @pytest.mark.parametrize(
-    ("kind", "backend"), [("GPU", "tensorrt"), ("CPU", "onnxruntime"), ("AUTO", "onnxruntime")]
+    ("group", "backend", "gpus"),
+    [
+        ("kind: KIND_GPU", "tensorrt", ()),
+        ("gpus: [ 0, 2 ]", "tensorrt", (0, 2)),
+        ("kind: KIND_CPU", "onnxruntime", None),
+        ("kind: KIND_AUTO", "onnxruntime", None),
+    ],
+    ids=["gpu", "gpus", "cpu", "auto"],
 )
 def test_onnx_model_with_an_instance_on_a_gpu_runs_on_tensorrt(
-    tmp_path: Path, kind: str, backend: str
+    tmp_path: Path, group: str, backend: str, gpus: tuple[int, ...] | None
 ) -> None:
-    config = read(tmp_path, f"instance_group [ {{ count: 2 kind: KIND_{kind} }} ]")
-    assert (config.backend, config.filename, config.lanes) == (backend, "model.onnx", 2)
+    config = read(tmp_path, f"instance_group [ {{ count: 2 {group} }} ]")
+    assert (config.backend, config.filename) == (backend, "model.onnx")
+    assert config.instances == (Instances(2, gpus),)
+
+
+def test_model_of_tensorrt_without_a_group_has_a_lane_on_every_gpu(tmp_path: Path) -> None:
+    assert read(tmp_path, 'backend: "tensorrt"').instances == (Instances(1, ()),)
 
 
 BUCKETS = 'parameters {{ key: "length_buckets" value {{ string_value: "{}" }} }}'

@@ -4,7 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infer_svc.repository import Model, load_model, model_folders, warmup_inputs
+from infer_svc import repository
+from infer_svc.backends import Machine
+from infer_svc.config import read_config
+from infer_svc.repository import Model, load_model, model_folders, places, warmup_inputs
 from mesh.errors import SettingsError
 from mesh.tensor import TensorSpec, dtype_name
 from tests.infer_svc import graphs
@@ -16,6 +19,30 @@ Y = 'output [ { name: "y" data_type: TYPE_FP32 dims: [ %s ] } ]'
 
 def names(root: Path) -> list[str]:
     return [folder.name for folder in model_folders(root)]
+
+
+def test_lanes_are_those_of_every_group_on_each_of_its_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repository, "visible_gpus", lambda: 3)
+    text = "instance_group [ { count: 2 gpus: [ 2, 0 ] }, { kind: KIND_GPU } ]"
+    config = read_config(write_model(tmp_path, "m", None, text))
+    assert places(config) == {2: 3, 0: 3, 1: 1}
+
+
+def test_lanes_without_a_gpu_are_on_the_cpu(tmp_path: Path) -> None:
+    text = "instance_group [ { count: 2 }, { count: 1 kind: KIND_CPU } ]"
+    assert places(read_config(write_model(tmp_path, "m", None, text))) == {None: 3}
+
+
+@pytest.mark.parametrize("visible", [0, 1])
+def test_gpu_that_is_not_there_is_refused_by_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: int
+) -> None:
+    monkeypatch.setattr(repository, "visible_gpus", lambda: visible)
+    config = read_config(write_model(tmp_path, "m", None, "instance_group [ { gpus: [ 1 ] } ]"))
+    with pytest.raises(SettingsError, match=rf"wants the GPUs \[1\], this process sees {visible}"):
+        places(config)
 
 
 @pytest.mark.parametrize("kind", ["missing", "file"])
@@ -43,17 +70,17 @@ def test_folders_without_a_model_are_passed_over(tmp_path: Path) -> None:
 
 def test_model_without_config_is_as_its_file_declares(tmp_path: Path) -> None:
     folder = write_model(tmp_path, "m", graphs.addition(dims=(2, "n")))
-    model = load_model(folder, 1)
+    model = load_model(folder, Machine())
     assert model.version == 1
     assert model.config.max_rows == 0
-    assert model.config.inputs == model.engine.inputs
+    assert model.config.inputs == model.placements[0].engine.inputs
     assert model.config.inputs[0] == TensorSpec("left", "FP32", (2, -1))
     assert model.config.outputs == (TensorSpec("sum", "FP32", (2, -1)),)
 
 
 def test_config_that_agrees_with_the_file_is_taken(tmp_path: Path) -> None:
     text = f"max_batch_size: 4 {X % 4} {Y % 4}"
-    config = load_model(write_model(tmp_path, "m", graphs.identity(), text), 1).config
+    config = load_model(write_model(tmp_path, "m", graphs.identity(), text), Machine()).config
     assert config.inputs == (TensorSpec("x", "FP32", (-1, 4)),)
     assert config.outputs == (TensorSpec("y", "FP32", (-1, 4)),)
 
@@ -67,26 +94,28 @@ def test_size_left_open_on_one_side_is_the_other_sides(
     tmp_path: Path, dims: tuple[int | str, ...], given: int, shape: tuple[int, ...]
 ) -> None:
     text = f"max_batch_size: 4 {X % given} {Y % given}"
-    config = load_model(write_model(tmp_path, "m", graphs.identity(dims=dims), text), 1).config
+    config = load_model(
+        write_model(tmp_path, "m", graphs.identity(dims=dims), text), Machine()
+    ).config
     assert config.inputs[0].shape == config.outputs[0].shape == shape
 
 
 def test_newest_version_by_number_is_chosen(tmp_path: Path) -> None:
     folder = write_model(tmp_path, "m", b"no model", versions=("2", "10", "9"))
     (folder / "10" / "model.onnx").write_bytes(graphs.identity())
-    assert load_model(folder, 1).version == 10
+    assert load_model(folder, Machine()).version == 10
 
 
 def test_folder_names_that_are_no_version_are_passed_over(tmp_path: Path) -> None:
     folder = write_model(tmp_path, "m", graphs.identity(), versions=("3", "007", "0", "4a", "²"))
     (folder / "12").write_text("a file, no folder")
-    assert load_model(folder, 1).version == 3
+    assert load_model(folder, Machine()).version == 3
 
 
 def test_file_name_of_the_config_is_used(tmp_path: Path) -> None:
     text = 'default_model_filename: "net.onnx"'
     folder = write_model(tmp_path, "m", graphs.identity(), text, filename="net.onnx")
-    assert load_model(folder, 1).engine.outputs[0].name == "y"
+    assert load_model(folder, Machine()).placements[0].engine.outputs[0].name == "y"
 
 
 @pytest.mark.parametrize(
@@ -112,32 +141,32 @@ def test_model_that_does_not_fit_its_config_is_refused(
 ) -> None:
     folder = write_model(tmp_path, "m", graphs.identity(), text)
     with pytest.raises(SettingsError, match=message):
-        load_model(folder, 1)
+        load_model(folder, Machine())
 
 
 def test_config_that_lacks_an_input_is_refused(tmp_path: Path) -> None:
     text = 'input [ { name: "left" data_type: TYPE_FP32 dims: [ -1, 4 ] } ]'
     folder = write_model(tmp_path, "m", graphs.addition(), text)
     with pytest.raises(SettingsError, match=r"lacks the inputs \['right'\]"):
-        load_model(folder, 1)
+        load_model(folder, Machine())
 
 
 def test_config_may_leave_out_an_output(tmp_path: Path) -> None:
     text = 'output [ { name: "flag_out" data_type: TYPE_BOOL dims: [ -1, 2 ] } ]'
-    config = load_model(write_model(tmp_path, "m", graphs.many_kinds(), text), 1).config
+    config = load_model(write_model(tmp_path, "m", graphs.many_kinds(), text), Machine()).config
     assert [spec.name for spec in config.outputs] == ["flag_out"]
 
 
 def test_model_without_version_is_refused_with_the_folder_it_needs(tmp_path: Path) -> None:
     folder = write_model(tmp_path, "m", None, "", versions=())
     with pytest.raises(SettingsError, match=f"'m' has no version: a folder {folder / '1'}"):
-        load_model(folder, 1)
+        load_model(folder, Machine())
 
 
 def test_version_without_file_is_refused_with_its_path(tmp_path: Path) -> None:
     folder = write_model(tmp_path, "m", None, "")
     with pytest.raises(SettingsError, match=rf"'m' has no file {folder}/1/model\.onnx"):
-        load_model(folder, 1)
+        load_model(folder, Machine())
 
 
 @pytest.mark.parametrize("dims", [(1, 4), (8, 4), ()], ids=["one", "eight", "scalar"])
@@ -146,11 +175,11 @@ def test_batching_of_a_fixed_batch_dimension_is_refused(
 ) -> None:
     folder = write_model(tmp_path, "m", graphs.identity(dims=dims), "max_batch_size: 8")
     with pytest.raises(SettingsError, match="has no batch dimension of any size; set max_batch_si"):
-        load_model(folder, 1)
+        load_model(folder, Machine())
 
 
 def loaded(tmp_path: Path, serialized: bytes, text: str = "") -> Model:
-    return load_model(write_model(tmp_path, "m", serialized, text), 1)
+    return load_model(write_model(tmp_path, "m", serialized, text), Machine())
 
 
 def warmup(tensor: str, extra: str = "") -> str:
@@ -169,7 +198,7 @@ def test_zeros_of_strings_are_empty_strings(tmp_path: Path) -> None:
     model = loaded(tmp_path, graphs.many_kinds(), "max_batch_size: 8")
     ((tensors, _),) = warmup_inputs(model)
     assert tensors["text"].tolist() == [[b"", b""]]
-    assert model.engine.open().run([tensors])["text_out"].tolist() == [[b"", b""]]
+    assert model.placements[0].engine.open().run([tensors])["text_out"].tolist() == [[b"", b""]]
 
 
 def test_without_warmups_a_model_of_open_sizes_is_not_warmed_up(tmp_path: Path) -> None:

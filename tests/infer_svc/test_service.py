@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from opentelemetry.trace import NoOpTracer
 
+from infer_svc.backends import Machine
 from infer_svc.service import InferHandler
 from mesh.arena import Lender
 from mesh.errors import EngineError, InvalidInput, NotFound, Overloaded, Refused, SettingsError
@@ -27,7 +28,7 @@ ROWS = np.arange(8, dtype=np.float32).reshape(2, 4)
 
 @asynccontextmanager
 async def serving(root: Path) -> AsyncIterator[InferHandler]:
-    handler = InferHandler(root, 1, NoOpTracer(), Lender(0))
+    handler = InferHandler(root, Machine(), NoOpTracer(), Lender(0))
     await handler.load()
     try:
         yield handler
@@ -244,7 +245,7 @@ async def test_model_that_cannot_be_served_is_refused_with_its_reason_and_others
 
 async def test_missing_repository_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="is no folder"):
-        await InferHandler(tmp_path / "none", 1, NoOpTracer(), Lender(0)).load()
+        await InferHandler(tmp_path / "none", Machine(), NoOpTracer(), Lender(0)).load()
 
 
 async def test_each_lane_of_the_config_has_a_thread_that_close_ends(tmp_path: Path) -> None:
