@@ -3,18 +3,27 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from opentelemetry.trace import Tracer
 
-from infer_svc.backends import Machine
+from infer_svc.backends import Engine, Machine
 from infer_svc.batcher import Batcher
+from infer_svc.golden import Golden
 from infer_svc.lane import Batch, Lane
+from infer_svc.pool import LanePool
 from infer_svc.repository import Model, load_model, model_folders, warmup_inputs
 from mesh.arena import ALIGN, Lender
-from mesh.errors import EngineError, InvalidInput, MeshError, NotFound, Refused
+from mesh.errors import (
+    EngineError,
+    InvalidInput,
+    MeshError,
+    NotFound,
+    Refused,
+    StageUnavailable,
+)
 from mesh.item import Reply, Request
 from mesh.status import to_status
 from mesh.tensor import Tensors, check_tensors, unpack
@@ -26,6 +35,9 @@ log = logging.getLogger(__name__)
 MAX_SLOT_BYTES = 4 * 1024 * 1024
 """All slots are as large as the largest model's row needs, if it needs no more than this."""
 
+OPEN_TRIES = 3
+"""A context that could not be opened may be opened the next time."""
+
 
 @dataclass(frozen=True)
 class Served:
@@ -33,7 +45,7 @@ class Served:
 
     model: Model
     batcher: Batcher
-    lanes: tuple[Lane, ...]
+    pool: LanePool
 
 
 class InferHandler:
@@ -53,6 +65,11 @@ class InferHandler:
         self._tracer = tracer
         self._served: dict[str, Served] = {}
         self._broken: dict[str, MeshError] = {}
+        self._lost = ""
+        self.on_lost: Callable[[str], None] = lambda reason: None
+        """Called once when only a new process helps, with the reason."""
+        self.on_health: Callable[[str, bool], None] = lambda model, serving: None
+        """Called when a model cannot run for a while (False), and when it can again."""
 
     async def load(self) -> None:
         """Load and warm up every model; one that cannot be is named and refused, others serve.
@@ -69,9 +86,10 @@ class InferHandler:
                 log.error("model refused", extra={"model": folder.name, "error": str(err)})
                 continue
             self._served[folder.name] = served
+            self.on_health(folder.name, True)
             fields = {
                 "model": folder.name, "version": served.model.version,
-                "lanes": len(served.lanes), "s": round(time.monotonic() - started, 3),
+                "lanes": len(served.pool.lanes), "s": round(time.monotonic() - started, 3),
             }  # fmt: skip
             log.info("model ready", extra=fields)
         self._lender.open(max(map(_slot_bytes, self._served.values()), default=0))
@@ -96,20 +114,40 @@ class InferHandler:
             self._lender.read(at, request.client)  # else it was lent anew while the batch ran
         return reply
 
+    def lose(self, reason: str) -> None:
+        """Fail what is under way, so that it is done elsewhere, and take no more: the GPU is lost.
+
+        Args:
+            reason: for the log and the callers.
+        """
+        if self._lost:
+            return
+        self._lost = reason
+        log.critical("this process is of no more use", extra={"reason": reason})
+        for served in self._served.values():
+            served.batcher.abandon(StageUnavailable(f"this replica starts anew: {reason}"))
+        self.on_lost(reason)
+
     def describe(self, targets: Iterable[Target]) -> list[TargetSpec]:
         """Return what each model takes and makes; no targets: every model."""
         names = [target.name for target in targets] or sorted({*self._served, *self._broken})
         return [self._describe(name) for name in names]
 
+    def pools(self) -> list[LanePool]:
+        """Return the lanes of every model that is served now."""
+        return [served.pool for served in self._served.values()]
+
     def close(self) -> None:
         """Let the lanes finish and end their threads."""
         for served in self._served.values():
-            for lane in served.lanes:
+            for lane in served.pool.lanes:
                 lane.close()
             for placement in served.model.placements:
                 placement.engine.close()
 
     def _find(self, name: str) -> Served:
+        if self._lost:
+            raise StageUnavailable(f"this replica starts anew: {self._lost}")
         served = self._served.get(name)
         if served is not None:
             return served
@@ -120,19 +158,23 @@ class InferHandler:
     def _load(self, folder: Path, loop: asyncio.AbstractEventLoop) -> Served:
         model = load_model(folder, self._machine)
         name = model.config.name
-        engines = [
-            placement.engine for placement in model.placements for _ in range(placement.lanes)
-        ]
-        lanes = tuple(
-            Lane(f"{name}-{index}", engine.open(), loop) for index, engine in enumerate(engines)
-        )
+        lanes: list[Lane] = []
+        spares: list[Lane] = []
         try:
-            _warm_up(model, lanes)
+            for index, placement in enumerate(model.placements):
+                for _ in range(placement.lanes):
+                    lanes.append(_open_lane(f"{name}-{len(lanes)}", placement.engine, loop))
+                spares.append(_open_lane(f"{name}-spare-{index}", placement.engine, loop))
+            golden = _warm_up(model, (*lanes, *spares))
         except BaseException:
-            for lane in lanes:
+            for lane in (*lanes, *spares):
                 lane.close()
             raise
-        return Served(model, Batcher(model.config, lanes, self._tracer), lanes)
+        pool = LanePool(lanes, spares, golden)
+        batcher = Batcher(
+            model.config, pool, self._tracer, self.lose, lambda on: self.on_health(name, on)
+        )
+        return Served(model, batcher, pool)
 
     def _describe(self, name: str) -> TargetSpec:
         spec = TargetSpec(name=name)
@@ -156,8 +198,19 @@ def _slot_bytes(served: Served) -> int:
     return size if all(spec.row_bytes() for spec in inputs) and size <= MAX_SLOT_BYTES else 0
 
 
-def _warm_up(model: Model, lanes: Iterable[Lane]) -> None:
+def _open_lane(name: str, engine: Engine, loop: asyncio.AbstractEventLoop) -> Lane:
+    for _ in range(OPEN_TRIES - 1):
+        try:
+            return Lane(name, engine, loop)
+        except EngineError as err:
+            log.warning("no context", extra={"lane": name, "error": str(err)})
+    return Lane(name, engine, loop)
+
+
+def _warm_up(model: Model, lanes: Iterable[Lane]) -> Golden | None:
+    """Run the warm-up requests on every lane; return one with its answer."""
     name = model.config.name
+    golden = None
     for tensors, count in warmup_inputs(model):
         check_tensors(tensors, model.config.inputs)
         rows = _rows(tensors, model.config.max_rows, name)
@@ -166,6 +219,8 @@ def _warm_up(model: Model, lanes: Iterable[Lane]) -> None:
                 error = lane.run(Batch([tensors], [rows])).error
                 if error is not None:
                     raise EngineError(f"a warm-up of model {name!r} failed: {error}") from error
+            golden = golden or Golden.record(tensors, lane.answer)
+    return golden
 
 
 def _rows(tensors: Tensors, max_rows: int, name: str) -> int:

@@ -5,14 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from infer_svc.backends.batch import RunTimes
 from infer_svc.backends.onnxruntime import load_onnxruntime
 from infer_svc.backends.tensorrt import load_tensorrt
 from infer_svc.config import ModelConfig
+from infer_svc.faults import NO_FAULTS, Faults
 from mesh.tensor import Tensors, TensorSpec
 
 
 class Context(Protocol):
     """Runs batches one after the other; belongs to one lane."""
+
+    @property
+    def times(self) -> RunTimes:
+        """Of the last run."""
 
     def run(self, parts: Sequence[Tensors]) -> Tensors:
         """Run one batch.
@@ -25,8 +31,16 @@ class Context(Protocol):
             Outputs by name; the arrays are the caller's until the next call.
 
         Raises:
-            EngineError: the runtime refused or failed the batch.
+            EngineError: the runtime refused or failed the batch; `OutOfMemory` and `DeviceLost`
+                of `infer_svc.backends.errors` say what helps.
             InvalidInput: the engine has no room for a batch of these shapes.
+        """
+
+    def rebuild(self) -> None:
+        """Make anew what a failure may have broken; as expensive as `Engine.open` at most.
+
+        Raises:
+            EngineError: it cannot be done.
         """
 
     def close(self) -> None:
@@ -47,6 +61,13 @@ class Engine(Protocol):
     def open(self) -> Context:
         """Return a context for one lane."""
 
+    def reload(self) -> None:
+        """Load the engine anew; its contexts are closed before.
+
+        Raises:
+            EngineError: it cannot be done.
+        """
+
     def close(self) -> None:
         """Give back what the engine holds; its contexts are closed before."""
 
@@ -57,6 +78,8 @@ class Machine:
 
     threads: int = 1
     """Of the CPU, for one run of ONNX Runtime."""
+    faults: Faults = NO_FAULTS
+    """On purpose, to see that failures are survived."""
 
 
 Loader = Callable[[Path, ModelConfig, int | None, Machine], Engine]
@@ -64,8 +87,10 @@ Loader = Callable[[Path, ModelConfig, int | None, Machine], Engine]
 `SettingsError` or `EngineError`."""
 
 BACKENDS: dict[str, Loader] = {
-    "onnxruntime": lambda path, _, __, machine: load_onnxruntime(path, machine.threads),
-    "tensorrt": lambda path, config, gpu, _: load_tensorrt(
-        path, config.max_rows, config.lengths, gpu or 0
+    "onnxruntime": lambda path, _, __, machine: load_onnxruntime(
+        path, machine.threads, machine.faults
+    ),
+    "tensorrt": lambda path, config, gpu, machine: load_tensorrt(
+        path, config.max_rows, config.lengths, gpu or 0, machine.faults
     ),
 }

@@ -69,6 +69,11 @@ class Api:
         """`tensorrt` or `tensorrt_rtx`."""
         return "tensorrt_rtx" if self.is_rtx else "tensorrt"
 
+    @property
+    def captures_graphs(self) -> bool:
+        """Tell whether contexts make CUDA graphs of their runs by themselves."""
+        return hasattr(self.trt, "CudaGraphStrategy")
+
     def build(
         self,
         onnx: Path,

@@ -10,7 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from infer_svc.backends.tensorrt import onnx_inputs, profiles_of
+from infer_svc.backends.shapes import profiles_of
+from infer_svc.backends.tensorrt import onnx_inputs
 from infer_svc.backends.trt_api import Api, Lines, load_api
 from mesh.errors import EngineError, SettingsError
 
