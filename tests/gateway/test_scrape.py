@@ -1,6 +1,7 @@
 """A scrape of the gateway shows the whole mesh, and whoever does not answer spoils nothing."""
 
 import asyncio
+import socket
 import tempfile
 import time
 import urllib.request
@@ -226,6 +227,19 @@ async def test_replica_that_is_away_is_missing_and_told(replicas: Replicas) -> N
     await replicas.add(busy(3))
     found = await page(await replicas.scrape(busy(1)))
     assert found.of("mesh_replica_up", gone) == 0
+    assert found.of("done_total", replicas.addresses[1], model="m") == 3
+
+
+async def test_replica_whose_process_is_stopped_is_missing_and_told(replicas: Replicas) -> None:
+    """The kernel accepts for it, and nobody ever speaks."""
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(replicas.address().removeprefix("unix:"))
+        silent.listen()
+        await replicas.add(busy(3))
+        started = time.monotonic()
+        found = await page(await replicas.scrape(busy(1), SHORT_S))
+        assert time.monotonic() - started < 5
+    assert found.of("mesh_replica_up", replicas.addresses[0]) == 0
     assert found.of("done_total", replicas.addresses[1], model="m") == 3
 
 
