@@ -25,6 +25,7 @@ from benchmarks.environment import keep
 from infer_svc.backends.cuda import device
 from infer_svc.batcher import Batcher
 from infer_svc.lane import Lane
+from infer_svc.metrics import ModelMetrics
 from infer_svc.repository import load_model
 from mesh.item import Request
 from mesh.process import tune
@@ -99,7 +100,9 @@ async def measure() -> None:
         opened = time.perf_counter() - started - built
         loop = asyncio.get_running_loop()
         lanes = [Lane(f"resnet50-{n}", context, loop) for n, context in enumerate(contexts)]
-        batcher = Batcher(model.config, lanes, NoOpTracer())
+        batcher = Batcher(
+            model.config, lanes, NoOpTracer(), ModelMetrics(model.config.name, model.version, ROWS)
+        )
         batch = np.random.default_rng(0).random((ROWS, 3, 224, 224)).astype(np.float16)
         rows = [
             (

@@ -1,5 +1,8 @@
 """`python -m infer_svc`: one replica of the infer stage."""
 
+from prometheus_client import REGISTRY
+
+from infer_svc.families import InferMetrics
 from infer_svc.service import InferHandler
 from infer_svc.settings import InferSettings
 from mesh import log, telemetry
@@ -17,7 +20,8 @@ async def main() -> None:
     log.configure("infer", settings.log_level)
     tracing = telemetry.configure("infer", load(TelemetrySettings))
     lender = Lender(settings.arena_mbytes)
-    handler = InferHandler(settings.models, settings.cpu_threads, tracing.sampled, lender)
+    metrics = InferMetrics(REGISTRY)
+    handler = InferHandler(settings.models, settings.cpu_threads, tracing.sampled, lender, metrics)
     limits = Limits(settings.max_items, settings.max_mbytes * 1024**2, settings.max_age_s)
     stage = Stage("mesh.v1.Infer", settings, handler, handler.describe, tracing, limits, lender)
     await stage.serve(handler.load)

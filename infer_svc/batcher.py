@@ -10,6 +10,7 @@ from opentelemetry.trace import Link, Tracer
 
 from infer_svc.config import Batching, ModelConfig
 from infer_svc.lane import Batch, BatchResult, Lane
+from infer_svc.metrics import ModelMetrics, reason_of
 from infer_svc.queue import Entry, RequestQueue, ShapeKey
 from mesh.errors import DeadlineExceeded, MeshError
 from mesh.item import Reply, Request, Timings
@@ -50,9 +51,12 @@ class Batcher:
         config: of the model.
         lanes: free at first.
         tracer: for batch spans; samples everything.
+        metrics: of the model.
     """
 
-    def __init__(self, config: ModelConfig, lanes: Sequence[Lane], tracer: Tracer) -> None:
+    def __init__(
+        self, config: ModelConfig, lanes: Sequence[Lane], tracer: Tracer, metrics: ModelMetrics
+    ) -> None:
         self._config = config
         self._batching = config.batching or Batching()
         # Without dynamic_batching, each request is a batch of its own.
@@ -61,6 +65,9 @@ class Batcher:
         self._idle = list(lanes)
         self._queue = RequestQueue(self._batching, min(self._batching.preferred or [self._goal]))
         self._tracer = tracer
+        self._metrics = metrics
+        metrics.watch_queue(lambda: self.depth, self._oldest_s)
+        metrics.watch_lanes(lambda: len(lanes), lambda: len(lanes) - len(self._idle))
         self._partial = False
         self._estimate = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -87,12 +94,21 @@ class Batcher:
         """
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         entry = Entry(request, tensors, key, rows, future)
-        self._queue.push(entry, self._estimate)
-        self._dispatch()
         try:
+            self._queue.push(entry, self._estimate)
+            self._dispatch()
             return await future
+        except BaseException as err:
+            # One that was answered while its caller gave up is counted as that.
+            if not future.done() or future.cancelled() or future.exception() is not None:
+                self._metrics.failed(1, reason_of(err))
+            raise
         finally:
             self._queue.discard(entry)
+
+    def _oldest_s(self) -> float:
+        """Return how long the oldest request has waited, in seconds; 0: none waits."""
+        return max(0.0, time.monotonic() - self._queue.oldest())
 
     def _dispatch(self) -> None:
         """Refuse what is late, and give batches to free lanes as long as the rules allow."""
@@ -148,6 +164,9 @@ class Batcher:
         took = result.run_s + result.around_s
         self._estimate += (ESTIMATE_WEIGHT if self._estimate else 1.0) * (took - self._estimate)
         trace = self._trace_batch(lane, entries, batch, result)
+        self._count_batch(entries, batch, result)
+        answered, duration_s = 0, 0.0
+        now = time.monotonic()
         for index, entry in enumerate(entries):
             if entry.future.done():
                 continue  # the caller gave up
@@ -159,7 +178,20 @@ class Batcher:
                 sum(batch.rows), trace,
             )  # fmt: skip
             entry.future.set_result(Reply(result.payloads[index], timings=timings))
+            answered += 1
+            duration_s += now - entry.request.received
+        self._metrics.answered(answered, duration_s)
         self._dispatch()
+
+    def _count_batch(self, entries: list[Entry], batch: Batch, result: BatchResult) -> None:
+        if result.error is not None:
+            self._metrics.batch_failed("run", type(result.error).__name__)
+            return
+        self._metrics.batch(
+            requests=len(entries), rows=sum(batch.rows), run_s=result.run_s,
+            queue_s=sum(batch.formed - entry.request.received for entry in entries),
+            around_s=result.around_s,
+        )  # fmt: skip
 
     def _trace_batch(
         self, lane: Lane, entries: list[Entry], batch: Batch, result: BatchResult

@@ -10,7 +10,9 @@ from pathlib import Path
 from opentelemetry.trace import Tracer
 
 from infer_svc.batcher import Batcher
+from infer_svc.families import InferMetrics
 from infer_svc.lane import Batch, Lane
+from infer_svc.metrics import ModelMetrics
 from infer_svc.repository import Model, load_model, model_folders, warmup_inputs
 from mesh.arena import ALIGN, Lender
 from mesh.errors import EngineError, InvalidInput, MeshError, NotFound, Refused
@@ -33,6 +35,7 @@ class Served:
     model: Model
     batcher: Batcher
     lanes: tuple[Lane, ...]
+    metrics: ModelMetrics
 
 
 class InferHandler:
@@ -43,9 +46,13 @@ class InferHandler:
         threads: CPU threads that one run may use.
         tracer: for batch spans; samples everything.
         lender: of the shared memory that tensors may come in.
+        metrics: that each model is added to while it is loaded.
     """
 
-    def __init__(self, root: Path, threads: int, tracer: Tracer, lender: Lender) -> None:
+    def __init__(
+        self, root: Path, threads: int, tracer: Tracer, lender: Lender, metrics: InferMetrics
+    ) -> None:
+        self._metrics = metrics
         self._lender = lender
         self._root = root
         self._threads = threads
@@ -106,6 +113,7 @@ class InferHandler:
             for lane in served.lanes:
                 lane.close()
             served.model.engine.close()
+            self._metrics.remove(served.metrics)
 
     def _find(self, name: str) -> Served:
         served = self._served.get(name)
@@ -128,7 +136,8 @@ class InferHandler:
             for lane in lanes:
                 lane.close()
             raise
-        return Served(model, Batcher(model.config, lanes, self._tracer), lanes)
+        metrics = self._metrics.add(name, model.version, model.config.max_rows)
+        return Served(model, Batcher(model.config, lanes, self._tracer, metrics), lanes, metrics)
 
     def _describe(self, name: str) -> TargetSpec:
         spec = TargetSpec(name=name)
