@@ -2,7 +2,10 @@
 
 import asyncio
 
+from prometheus_client import REGISTRY
+
 from infer_svc.backends import Machine
+from infer_svc.families import InferMetrics
 from infer_svc.faults import parse_faults
 from infer_svc.service import InferHandler
 from infer_svc.settings import InferSettings
@@ -27,7 +30,9 @@ async def main() -> None:
     tracing = telemetry.configure("infer", load(TelemetrySettings))
     lender = Lender(settings.arena_mbytes)
     machine = Machine(settings.cpu_threads, parse_faults(settings.faults))
-    handler = InferHandler(settings.models, machine, tracing.sampled, lender)
+    metrics = InferMetrics(REGISTRY)
+    handler = InferHandler(settings.models, machine, tracing.sampled, lender, metrics)
+    metrics.watch_gpus(handler.gpus)
     limits = Limits(settings.max_items, settings.max_mbytes * 1024**2, settings.max_age_s)
     stage = Stage("mesh.v1.Infer", settings, handler, handler.describe, tracing, limits, lender)
     lost = asyncio.Event()

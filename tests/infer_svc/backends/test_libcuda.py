@@ -45,7 +45,7 @@ def test_machine_without_a_driver_is_told_the_way_out(monkeypatch: pytest.Monkey
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr(ctypes, "PyDLL", missing)
-    with pytest.raises(SettingsError, match="no NVIDIA driver.*doctor --gpu"):
+    with pytest.raises(SettingsError, match=r"no NVIDIA driver.*doctor --gpu"):
         Library()
 
 
