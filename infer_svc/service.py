@@ -4,15 +4,17 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from opentelemetry.trace import Tracer
 
 from infer_svc.backends import Machine
 from infer_svc.batcher import Batcher
+from infer_svc.ensemble import Ensemble
 from infer_svc.lane import Batch, Lane
 from infer_svc.repository import Model, load_model, model_folders, warmup_inputs
+from infer_svc.steps import check_steps, load_order
 from mesh.arena import ALIGN, Lender
 from mesh.errors import EngineError, InvalidInput, MeshError, NotFound, Refused
 from mesh.item import Reply, Request
@@ -32,8 +34,9 @@ class Served:
     """A model and what runs it."""
 
     model: Model
-    batcher: Batcher
+    batcher: Batcher | Ensemble
     lanes: tuple[Lane, ...]
+    """None for an ensemble."""
 
 
 class InferHandler:
@@ -60,7 +63,7 @@ class InferHandler:
         Raises:
             SettingsError: there is no repository.
         """
-        for folder in model_folders(self._root):
+        for folder in load_order(model_folders(self._root)):
             started = time.monotonic()
             try:
                 served = await asyncio.to_thread(self._load, folder, asyncio.get_running_loop())
@@ -85,13 +88,7 @@ class InferHandler:
             ranges.append(at)
             return self._lender.read(at, request.client)
 
-        tensors = unpack(request.payload, read)
-        config = served.model.config
-        check_tensors(tensors, config.inputs)
-        rows = _rows(tensors, config.max_rows, config.name)
-        skip = 1 if config.max_rows else 0
-        key = tuple(tensors[spec.name].shape[skip:] for spec in config.inputs)
-        reply = await served.batcher.run(request, tensors, key, rows)
+        reply = await _run(served, request, unpack(request.payload, read))
         for at in ranges:
             self._lender.read(at, request.client)  # else it was lent anew while the batch ran
         return reply
@@ -109,6 +106,9 @@ class InferHandler:
             for placement in served.model.placements:
                 placement.engine.close()
 
+    async def _run_step(self, request: Request, tensors: Tensors) -> Reply:
+        return await _run(self._find(request.target), request, tensors)
+
     def _find(self, name: str) -> Served:
         served = self._served.get(name)
         if served is not None:
@@ -119,6 +119,9 @@ class InferHandler:
 
     def _load(self, folder: Path, loop: asyncio.AbstractEventLoop) -> Served:
         model = load_model(folder, self._machine)
+        if model.config.ensemble:
+            model = replace(model, config=check_steps(model, lambda part: self._find(part).model))
+            return Served(model, Ensemble(model.config, self._run_step, self._tracer), ())
         name = model.config.name
         engines = [
             placement.engine for placement in model.placements for _ in range(placement.lanes)
@@ -147,6 +150,16 @@ class InferHandler:
         spec.outputs.extend(tensor.to_proto() for tensor in config.outputs)
         spec.output_bytes = sum(tensor.row_bytes() for tensor in config.outputs)
         return spec
+
+
+async def _run(served: Served, request: Request, tensors: Tensors) -> Reply:
+    """Compare tensors with the model's inputs and run them."""
+    config = served.model.config
+    check_tensors(tensors, config.inputs)
+    rows = _rows(tensors, config.max_rows, config.name)
+    skip = 1 if config.max_rows else 0
+    key = tuple(tensors[spec.name].shape[skip:] for spec in config.inputs)
+    return await served.batcher.run(request, tensors, key, rows)
 
 
 def _slot_bytes(served: Served) -> int:
