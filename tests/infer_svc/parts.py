@@ -22,7 +22,9 @@ def split_detect(models: Path, root: Path, *, on_gpu: bool = False) -> Path:
     """
     repository = root / "models"
     shutil.copytree(models / "digits-detect", repository / "digits-detect")
-    ((program, config),) = re.findall(r"```python\n(.*?)```.*```\n(.*?)```", README.read_text(), re.S)
+    ((program, config),) = re.findall(
+        r"```python\n(.*?)```.*```\n(.*?)```", README.read_text(), re.S
+    )
     if not on_gpu:
         group = "kind: KIND_GPU gpus: [ {gpu} ]"
         assert group in program
