@@ -349,7 +349,7 @@ def test_version_that_is_left_out_is_the_newest(tmp_path: Path) -> None:
         (SCHEDULING, "ensemble_scheduling came for the platform or backend 'onnxruntime'; write"),
         ('platform: "tensorrt_plan"' + SCHEDULING, "came for the platform or backend 'tensorrt'"),
         ('platform: "ensemble"' + SCHEDULING, "declares 0 inputs and 0 outputs, wanted at least"),
-        (ENSEMBLE.split("output")[0] + SCHEDULING, "declares 1 inputs and 0 outputs"),
+        (ENSEMBLE.partition("output")[0] + SCHEDULING, "declares 1 inputs and 0 outputs"),
         (ENSEMBLE + SCHEDULING + "instance_group [ { } ]", "has an instance_group or a model_warm"),
         (ENSEMBLE + SCHEDULING + 'model_warmup [ { name: "w" } ]', "nothing of its own to run"),
         (ENSEMBLE + SCHEDULING + "dynamic_batching { }", '"dynamic_batching" .*oneof'),
