@@ -42,6 +42,21 @@ def load_order(folders: Sequence[Path]) -> list[Path]:
     return list(ordered.values())
 
 
+def follow_parts(folders: Sequence[Path], later: Sequence[Path]) -> list[Path]:
+    """Return what is loaded later, and the ensembles that must wait for it, parts first.
+
+    Args:
+        folders: of all models.
+        later: some of them.
+    """
+    waiting = list(later)
+    for folder in load_order(folders):
+        names = {one.name for one in waiting}
+        if folder not in waiting and not names.isdisjoint(_parts(folder)):
+            waiting.append(folder)
+    return load_order(waiting)
+
+
 def check_steps(ensemble: Model, find: Find) -> ModelConfig:
     """Compare an ensemble's steps with its tensors and with their models, which are loaded.
 
@@ -69,6 +84,18 @@ def _parts(folder: Path) -> list[str]:
         return [step.model for step in read_config(folder).ensemble]
     except SettingsError:
         return []  # it is told when the model is loaded
+
+
+def _all_parts(folder: Path) -> set[str]:
+    """Return the names of a model and of all models that its steps lead to."""
+    found: set[str] = set()
+    waiting = [folder.name]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += _parts(folder.with_name(name))
+    return found
 
 
 def _check_wiring(config: ModelConfig) -> None:
@@ -118,16 +145,16 @@ def _check_order(config: ModelConfig) -> None:
 
 def _part(ensemble: Model, step: Step, find: Find) -> Model:
     """Return the model of a step, compared with what the step says of it."""
+    if ensemble.config.name in _all_parts(ensemble.folder.with_name(step.model)):
+        raise ValueError(
+            f"its model {step.model!r} is this ensemble or has it as a part; an ensemble cannot "
+            "run itself"
+        )
     try:
         part = find(step.model)
     except Refused as err:
         raise ValueError(f"its model {step.model!r} is refused: {err}") from err
     except NotFound as err:
-        if _parts(ensemble.folder.parent / step.model):
-            raise ValueError(
-                f"its model {step.model!r} is an ensemble that has this one as a part, or this one "
-                "itself; an ensemble cannot run itself"
-            ) from err
         raise ValueError(f"its {err}") from err
     if step.version not in (NEWEST, part.version):
         raise ValueError(

@@ -5,7 +5,7 @@ import pytest
 
 from infer_svc.config import Instances, ModelConfig, Step
 from infer_svc.repository import Model
-from infer_svc.steps import check_steps, load_order
+from infer_svc.steps import check_steps, follow_parts, load_order
 from mesh.errors import NotFound, Refused, SettingsError, StageUnavailable
 from mesh.tensor import TensorSpec
 from tests.infer_svc.graphs import write_model
@@ -221,17 +221,11 @@ def test_ensemble_may_be_a_part_of_another() -> None:
 
 @pytest.mark.parametrize("other", ["e", "f"], ids=["itself", "each-other"])
 def test_ensemble_that_would_run_itself_is_refused(tmp_path: Path, other: str) -> None:
-    text = (
-        'platform: "ensemble" input [ { name: "in" data_type: TYPE_FP32 dims: [ 4 ] } ] '
-        'output [ { name: "out" data_type: TYPE_FP32 dims: [ 2 ] } ] ensemble_scheduling '
-        '{ step [ { model_name: "%s" input_map { key: "in" value: "in" } '
-        'output_map { key: "out" value: "out" } } ] }'
-    )
-    write_model(tmp_path, "e", None, text % other)
+    write_ensemble(tmp_path, "e", other)
     if other != "e":
-        write_model(tmp_path, other, None, text % "e")
+        write_ensemble(tmp_path, other, "e")
     given = ensemble(Step(other, -1, (("in", "in"),), (("out", "out"),)))
-    with pytest.raises(SettingsError, match=f"its model '{other}' is an ensemble that has this"):
+    with pytest.raises(SettingsError, match=f"its model '{other}' is this ensemble or has"):
         check_steps(replace(given, folder=tmp_path / "e"), find)
     assert len(load_order(sorted(tmp_path.iterdir()))) == len(list(tmp_path.iterdir()))
 
@@ -241,19 +235,44 @@ def test_part_that_is_not_there_yet_is_told_as_it_is() -> None:
         check_steps(ensemble(FIRST, replace(SECOND, model="late")), find)
 
 
-def test_parts_are_loaded_before_their_ensemble_and_others_stay_in_order(tmp_path: Path) -> None:
-    scheduling = (
+def write_ensemble(root: Path, name: str, *parts: str) -> None:
+    steps = ", ".join(
+        f'{{ model_name: "{part}" input_map {{ key: "i" value: "i" }} '
+        'output_map { key: "o" value: "o" } }'
+        for part in parts
+    )
+    write_model(
+        root, name, None,
         'platform: "ensemble" input [ { name: "i" data_type: TYPE_FP32 dims: [ 1 ] } ] '
-        'output [ { name: "o" data_type: TYPE_FP32 dims: [ 1 ] } ] ensemble_scheduling { step [ %s '
-        "] }"
-    )
-    step = (
-        '{ model_name: "%s" input_map { key: "i" value: "i" } output_map { key: "o" value: "o" } }'
-    )
-    write_model(tmp_path, "a", None, scheduling % f"{step % 'c'}, {step % 'missing'}")
+        'output [ { name: "o" data_type: TYPE_FP32 dims: [ 1 ] } ] '
+        f"ensemble_scheduling {{ step [ {steps} ] }}",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, Path]:
+    write_ensemble(tmp_path, "a", "c", "missing")
     write_model(tmp_path, "b", None, "max_batch_size: broken")
-    write_model(tmp_path, "c", None, scheduling % f"{step % 'e'}, {step % 'd'}")
+    write_ensemble(tmp_path, "c", "e", "d")
     for name in ("d", "e", "f"):
         write_model(tmp_path, name, None)
-    ordered = load_order(sorted(tmp_path.iterdir()))
+    return {folder.name: folder for folder in sorted(tmp_path.iterdir())}
+
+
+def test_parts_are_loaded_before_their_ensemble_and_others_stay_in_order(
+    folders: dict[str, Path],
+) -> None:
+    ordered = load_order(list(folders.values()))
     assert [folder.name for folder in ordered] == ["e", "d", "c", "a", "b", "f"]
+
+
+@pytest.mark.parametrize(
+    ("later", "wanted"),
+    [("", ""), ("f", "f"), ("d", "dca"), ("fd", "fdca"), ("a", "a"), ("afd", "dcaf")],
+    ids=["none", "no-part", "part", "order", "ensemble", "ensemble-before-its-part"],
+)
+def test_ensembles_wait_for_parts_that_are_loaded_later(
+    folders: dict[str, Path], later: str, wanted: str
+) -> None:
+    found = follow_parts(list(folders.values()), [folders[name] for name in later])
+    assert "".join(folder.name for folder in found) == wanted
