@@ -33,6 +33,7 @@ class Model:
     """Its inputs and outputs are filled in from the engine where the file had none."""
     version: int
     placements: tuple[Placement, ...]
+    """None for an ensemble: its steps run on those of their models."""
     folder: Path
 
 
@@ -52,7 +53,7 @@ def model_folders(root: Path) -> list[Path]:
 
 
 def load_model(folder: Path, machine: Machine) -> Model:
-    """Load the newest version of a model.
+    """Load the newest version of a model; an ensemble has nothing to load but its config.
 
     Args:
         folder: of the model.
@@ -63,15 +64,17 @@ def load_model(folder: Path, machine: Machine) -> Model:
             together; the text says which.
     """
     config = read_config(folder)
+    versions = _versions(folder)
+    if not versions:
+        raise SettingsError(f"model {config.name!r} has no version: a folder {folder / '1'} …")
+    if config.ensemble:
+        return Model(config, versions[-1], (), folder)
     loader = BACKENDS.get(config.backend)
     if loader is None:
         raise SettingsError(
             f"model {config.name!r} wants the backend {config.backend!r}, "
             f"this machine has {sorted(BACKENDS)}"
         )
-    versions = _versions(folder)
-    if not versions:
-        raise SettingsError(f"model {config.name!r} has no version: a folder {folder / '1'} …")
     path = folder / str(versions[-1]) / config.filename
     if config.filename == "model.plan" and not path.exists():
         path = path.with_name("model.onnx")  # to be built
