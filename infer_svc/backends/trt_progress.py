@@ -17,6 +17,7 @@ class Monitor:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._steps: dict[str, int] = {}
+        self._done: dict[str, int] = {}
         self.error: BaseException | None = None
         """What `progress` raised."""
 
@@ -31,14 +32,17 @@ class Monitor:
         return self.error is None
 
     def finish(self, phase: str) -> None:
-        """End a phase."""
-        self._steps.pop(phase, None)
+        """End a phase; TensorRT leaves out some last steps, so that they are told here."""
+        steps = self._steps.get(phase, 0)
+        if self._done.pop(phase, steps) != steps:
+            self._tell(phase, steps)
 
-    def _tell(self, phase: str, step: int) -> None:
+    def _tell(self, phase: str, done: int) -> None:
         if self.error is not None:
             return
+        self._done[phase] = done
         try:
-            self._progress(phase, step, self._steps.get(phase, 0))
+            self._progress(phase, done, self._steps.get(phase, 0))
         except BaseException as err:  # noqa: BLE001  C++ calls this; the builder raises it later
             self.error = err
 

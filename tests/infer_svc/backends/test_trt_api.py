@@ -55,13 +55,6 @@ def test_types_are_numpys(api: Api) -> None:
     assert (api.is_rtx, api.flavour) == (True, "tensorrt_rtx")
 
 
-def test_build_with_every_option_is_an_engine_of_its_own(api: Api, relu: Path) -> None:
-    plain = api.build(relu, [RELU_PROFILE])
-    assert api.build(relu, [RELU_PROFILE]) == plain
-    assert len(api.build(relu, [RELU_PROFILE], detailed=True)) > len(plain)
-    assert api.build(relu, [RELU_PROFILE], 2**24, tf32=False, sparsity=True)
-
-
 def test_progress_is_told_by_phases_up_to_their_last_step(api: Api, relu: Path) -> None:
     told: list[tuple[str, int, int]] = []
     api.build(relu, [RELU_PROFILE], progress=lambda *step: told.append(step))

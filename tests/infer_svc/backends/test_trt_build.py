@@ -1,11 +1,14 @@
 """Engines of the demo models are built on a CPU; what cannot be built is named."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from infer_svc.backends.tensorrt import onnx_inputs, profiles_of
 from infer_svc.backends.trt_api import Api, load_api
+from infer_svc.backends.trt_build import Recipe, make_plan
 from mesh.errors import EngineError
 from tests.infer_svc.backends.engines import RELU_PROFILE, one_node
 
@@ -46,3 +49,45 @@ def test_profile_that_does_not_fit_is_refused(api: Api, tmp_path: Path) -> None:
         api.build(path, [{"x": ((4, 4), (2, 4), (1, 4))}])
     with pytest.raises(EngineError, match="cannot build"):
         api.build(path, [{}])
+
+
+@pytest.mark.parametrize(
+    ("tf32", "sparsity", "detailed"),
+    [(True, False, False), (False, False, False), (True, True, False), (True, False, True)],
+    ids=["default", "no_tf32", "sparsity", "detailed"],
+)
+def test_options_reach_the_builder(
+    api: Api, tmp_path: Path, tf32: bool, sparsity: bool, detailed: bool
+) -> None:
+    trt, seen = api.trt, []
+
+    class Builder:
+        def __init__(self, logger: Any) -> None:
+            self.real = trt.Builder(logger)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.real, name)
+
+        def build_serialized_network(self, network: Any, config: Any) -> Any:
+            seen.append((
+                config.get_flag(trt.BuilderFlag.TF32),
+                config.get_flag(trt.BuilderFlag.SPARSE_WEIGHTS),
+                config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED,
+                config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE),
+            ))  # fmt: skip
+            return self.real.build_serialized_network(network, config)
+
+    module = SimpleNamespace(**(vars(trt) | {"Builder": Builder}))
+    path = one_node(tmp_path / "m.onnx", "Relu")
+    recipe = Recipe(path, [RELU_PROFILE], 2**24, tf32, sparsity, detailed)
+    assert make_plan(module, trt.Logger(trt.Logger.ERROR), 0, recipe, None)
+    assert seen == [(tf32, sparsity, detailed, 2**24)]
+
+
+def test_options_of_the_api_change_the_engine_and_nothing_else_does(api: Api, models: Path) -> None:
+    path = models / "digits-classify/1/model.onnx"
+    profiles = profiles_of(onnx_inputs(path), 4, (16,))
+    plain = api.build(path, profiles)
+    assert api.build(path, profiles) == plain
+    assert api.build(path, profiles, detailed=True) != plain
+    assert api.build(path, profiles, tf32=False) != plain
