@@ -73,7 +73,8 @@ RUN pip install --no-cache-dir --target /cuda "nvidia-cuda-nvcc==${CUDA}.*" "nvi
 RUN mkdir /stub && echo | gcc -shared -x c - -Wl,-soname,libcuda.so.1 -o /stub/libcuda.so && \
     echo 'CUDA_ENABLE_CURAND = False' >~/.aksetup-defaults.py && \
     PATH=/cuda/nvidia/cu13/bin:$PATH LIBRARY_PATH=/stub LDFLAGS=-Wl,--no-as-needed \
-    pip --python /opt/venv/bin/python install --no-cache-dir --prefix /opt/gpu -r /gpu.txt ${PINS}
+    pip --python /opt/venv/bin/python install --no-cache-dir --prefix /opt/gpu \
+    -r /requirements.txt -r /gpu.txt ${PINS}
 
 FROM infer AS infer-gpu
 USER 0

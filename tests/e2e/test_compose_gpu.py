@@ -1,4 +1,4 @@
-"""deploy/compose.gpu.yaml and the stages of the image behind it, as far as they go without a GPU."""
+"""deploy/compose.gpu.yaml and the image behind it, as far as they go without a GPU."""
 
 import json
 import os
