@@ -19,7 +19,8 @@ from infer_svc.backends.cuda import Device
 from infer_svc.backends.libcuda import Library
 from infer_svc.backends.onnxruntime import load_onnxruntime
 from infer_svc.backends.shapes import profiles_of
-from infer_svc.backends.trt_api import Lines, Tensor
+from infer_svc.backends.trt_api import Tensor
+from infer_svc.backends.trt_log import Lines
 from mesh.tensor import NUMPY_DTYPES, Tensors
 
 Op = Callable[[], None]
