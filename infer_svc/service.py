@@ -19,7 +19,7 @@ from infer_svc.repository import load_model, model_folders
 from infer_svc.served import Served, open_lanes, rows_of
 from infer_svc.steps import check_steps, load_order
 from mesh.arena import ALIGN, Lender
-from mesh.errors import MeshError, NotFound, Refused, StageUnavailable
+from mesh.errors import EngineError, MeshError, NotFound, Refused
 from mesh.item import Reply, Request
 from mesh.status import to_status
 from mesh.tensor import Tensors, check_tensors, unpack
@@ -53,7 +53,7 @@ class InferHandler:
         self._tracer = tracer
         self._served: dict[str, Served] = {}
         self._broken: dict[str, MeshError] = {}
-        self._lost = ""
+        self._lost = False
         self.on_lost: Callable[[str], None] = lambda reason: None
         """Called once when only a new process helps, with the reason."""
         self.on_health: Callable[[str, bool], None] = lambda model, serving: None
@@ -82,9 +82,12 @@ class InferHandler:
             }  # fmt: skip
             log.info("model ready", extra=fields)
         self._lender.open(max(map(_slot_bytes, self._served.values()), default=0))
+        self._pin()
 
     async def __call__(self, request: Request) -> Reply:
         """Run one request; a handler as in `mesh.item`."""
+        if self._lost:
+            await asyncio.get_running_loop().create_future()
         served = self._find(request.target)
         ranges: list[SlotRange] = []
 
@@ -98,18 +101,17 @@ class InferHandler:
         return reply
 
     def lose(self, reason: str) -> None:
-        """Fail what is under way, so that it is done elsewhere, and take no more: the GPU is lost.
+        """Answer nothing any more: only a new process helps.
+
+        What is under way, and what still comes, is done elsewhere once its stream ends.
 
         Args:
-            reason: for the log and the callers.
+            reason: for the log.
         """
-        if self._lost:
-            return
-        self._lost = reason
-        log.critical("this process is of no more use", extra={"reason": reason})
-        for served in self._served.values():
-            served.batcher.abandon(StageUnavailable(f"this replica starts anew: {reason}"))
-        self.on_lost(reason)
+        if not self._lost:
+            self._lost = True
+            log.critical("this process is of no more use", extra={"reason": reason})
+            self.on_lost(reason)
 
     def describe(self, targets: Iterable[Target]) -> list[TargetSpec]:
         """Return what each model takes and makes; no targets: every model."""
@@ -135,18 +137,29 @@ class InferHandler:
         return [served.pool for served in self._served.values() if served.pool is not None]
 
     def close(self) -> None:
-        """Let the lanes finish and end their threads."""
+        """Let the lanes finish and end their threads, and let go of the shared memory."""
+        for gpu in devices():
+            gpu.unregister_all()
         for served in self._served.values():
             served.close()
             if served.metrics is not None:
                 self._metrics.remove(served.metrics)
 
+    def _pin(self) -> None:
+        """Let the GPUs read the shared memory, so that nobody copies tensors that are there."""
+        memory = self._lender.memory
+        if memory is None:
+            return
+        for gpu in devices():
+            try:
+                gpu.register(memory)
+            except EngineError as err:
+                log.warning("shared memory is not pinned", extra={"error": str(err)})
+
     async def _run_step(self, request: Request, tensors: Tensors) -> Reply:
         return await _run(self._find(request.target), request, tensors)
 
     def _find(self, name: str) -> Served:
-        if self._lost:
-            raise StageUnavailable(f"this replica starts anew: {self._lost}")
         served = self._served.get(name)
         if served is not None:
             return served
