@@ -5,12 +5,17 @@ import os
 import platform
 import sys
 import time
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("grpcio", "protobuf", "onnxruntime", "numpy", "opencv-python-headless", "uvloop")
+PACKAGES = (
+    "grpcio", "protobuf", "onnxruntime", "numpy", "opencv-python-headless", "uvloop", "pycuda",
+    "tensorrt", "tensorrt-rtx-cu13-bindings", "torch", "transformers",
+)  # fmt: skip
+"""Those of them that are installed are named."""
 
 
 def environment() -> dict[str, Any]:
@@ -21,13 +26,26 @@ def environment() -> dict[str, Any]:
         if line.startswith("model name")
     ]
     return {
-        "command": f"python -m benchmarks.{Path(sys.argv[0]).stem}",
+        "command": " ".join(["python -m", _module(Path(sys.argv[0])), *sys.argv[1:]]),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "cpu": model[0] if model else platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": _versions(),
     }
+
+
+def _module(path: Path) -> str:
+    parts = path.with_suffix("").parts
+    return ".".join(parts[parts.index("benchmarks") :]).removesuffix(".__main__")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def keep(name: str, figures: dict[str, Any]) -> None:

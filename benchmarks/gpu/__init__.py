@@ -1,0 +1,1 @@
+"""One GPU: the batcher and its lanes against bare loops, PyTorch, failures and cold starts."""
