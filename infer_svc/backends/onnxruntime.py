@@ -56,12 +56,13 @@ class OnnxRuntimeEngine:
         }
 
 
-def load_onnxruntime(path: Path, threads: int) -> OnnxRuntimeEngine:
+def load_onnxruntime(path: Path, threads: int, *, literal: bool = False) -> OnnxRuntimeEngine:
     """Load an ONNX file.
 
     Args:
         path: the model.
         threads: that one run may use.
+        literal: run the graph node by node as it is written, nothing fused or folded.
 
     Raises:
         SettingsError: the file is no model that ONNX Runtime can run.
@@ -73,6 +74,8 @@ def load_onnxruntime(path: Path, threads: int) -> OnnxRuntimeEngine:
     # A spinning thread takes the core from the services beside it.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
+    if literal:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = ort.InferenceSession(
             str(path), sess_options=options, providers=["CPUExecutionProvider"]
