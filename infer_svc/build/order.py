@@ -1,0 +1,103 @@
+"""What is to be built: all that a process of its own needs to build one engine."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from infer_svc.backends.tensorrt import onnx_inputs, profiles_of
+from infer_svc.backends.trt_api import Profile
+from infer_svc.build.manifest import Key, Target, file_hash, model_hash, profiles_json
+from infer_svc.build.recipe import Recipe
+from infer_svc.config import ModelConfig
+from mesh.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class Order:
+    """One engine."""
+
+    model: str
+    """Name of the model."""
+    onnx: Path
+    recipe: Recipe
+    profiles: Sequence[Profile]
+    plugins: tuple[Path, ...]
+    """Shared libraries with TensorRT's plugins."""
+    gpu: int
+    """Number of the visible GPU that full TensorRT builds on."""
+    cache: Path
+    """Root of the engine cache."""
+
+    def key(self, target: Target) -> Key:
+        """Return the key of the engine. The model is read in full for its hash.
+
+        Raises:
+            SettingsError: the model, its calibration data or a plugin cannot be read.
+        """
+        return Key(
+            onnx=model_hash(self.onnx),
+            target=target,
+            recipe=self.recipe.digest(),
+            profiles=profiles_json(self.profiles),
+            plugins=tuple(map(_library_hash, self.plugins)),
+        )
+
+    def to_json(self) -> str:
+        """Return the order as JSON."""
+        return json.dumps({
+            "model": self.model, "onnx": str(self.onnx), "recipe": self.recipe.to_json(),
+            "profiles": profiles_json(self.profiles), "gpu": self.gpu, "cache": str(self.cache),
+            "plugins": [str(path) for path in self.plugins],
+        })  # fmt: skip
+
+    @classmethod
+    def from_json(cls, text: str) -> "Order":
+        """Return the order of its JSON, as `to_json` wrote it."""
+        values = json.loads(text)
+        return cls(
+            model=values["model"],
+            onnx=Path(values["onnx"]),
+            recipe=Recipe.from_json(values["recipe"]),
+            profiles=_profiles(values["profiles"]),
+            plugins=tuple(map(Path, values["plugins"])),
+            gpu=values["gpu"],
+            cache=Path(values["cache"]),
+        )
+
+
+def order_for(onnx: Path, config: ModelConfig, gpu: int, cache: Path) -> Order:
+    """Return the order for a model as its config wants it.
+
+    Args:
+        onnx: the model, in the folder of a version.
+        config: of the model.
+        gpu: number of the visible GPU that it is for.
+        cache: root of the engine cache.
+
+    Raises:
+        SettingsError: the file is no model.
+    """
+    folder = onnx.parent.parent
+    profiles = profiles_of(onnx_inputs(onnx), config.max_rows, config.lengths)
+    plugins = plugin_paths(folder, config)
+    return Order(config.name, onnx.absolute(), config.recipe, profiles, plugins, gpu, cache)
+
+
+def plugin_paths(folder: Path, config: ModelConfig) -> tuple[Path, ...]:
+    """Return the plugin libraries of a model; their paths are relative to its folder."""
+    return tuple((folder / name).absolute() for name in config.plugins)
+
+
+def _library_hash(path: Path) -> str:
+    try:
+        return file_hash([path])
+    except OSError as err:
+        raise SettingsError(f"plugin library {path} cannot be read: {err.strerror}") from err
+
+
+def _profiles(text: str) -> list[Profile]:
+    return [
+        {name: tuple(map(tuple, sizes)) for name, sizes in profile.items()}
+        for profile in json.loads(text)
+    ]
