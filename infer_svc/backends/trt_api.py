@@ -3,31 +3,35 @@
 Every difference between them is a `hasattr` in this file; versions are never compared.
 """
 
-import collections
 import importlib
 import logging
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import onnxruntime  # noqa: F401  imported after tensorrt_rtx, it crashes the process
 
+from infer_svc.backends import trt_inspect
+from infer_svc.backends.trt_build import WORKSPACE_BYTES, Profile, Recipe, make_plan
+from infer_svc.backends.trt_inspect import Layer, LayerTimes
+from infer_svc.backends.trt_log import Lines, make_logger
+from infer_svc.backends.trt_progress import Monitor, Progress
 from mesh.errors import EngineError, SettingsError
+
+__all__ = [
+    "WORKSPACE_BYTES", "Api", "Kernels", "Layer", "LayerTimes", "Profile", "Tensor", "load_api",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
 MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "tensorrt_bindings")
 """The wheels of TensorRT-RTX bring the third name, the second is an alias of its source package."""
-WORKSPACE_BYTES = 2 * 1024**3
-KEPT_LINES = 50
-
-Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-"""Smallest, best and largest shape of an input."""
-Profile = Mapping[str, Range]
-"""What one optimization profile allows, by input."""
+Kernels = Literal["eager", "lazy", "none"]
+"""When TensorRT-RTX compiles kernels for the shapes of a run: before it, behind it while general
+ones serve, or never. Only with `none` do all runs of a shape have the same bits."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,14 @@ class Api:
 
     Args:
         trt: the module.
+        own_logger: TensorRT writes its errors to stderr by itself and calls no Python for it; they
+            are missing in the texts of errors. To tell whether a fault comes from such calls.
 
     Raises:
         SettingsError: it is older than 10.12.
     """
 
-    def __init__(self, trt: ModuleType) -> None:
+    def __init__(self, trt: ModuleType, *, own_logger: bool = False) -> None:
         self.trt: Any = trt
         self.version: str = trt.__version__
         self.is_rtx = hasattr(trt, "ComputeCapability")
@@ -61,13 +67,20 @@ class Api:
                 f"TensorRT {self.version} came, wanted 10.12 or newer; install that"
             )
         self.lines = Lines()
-        self._logger = _make_logger(self.trt, self.lines)
+        self._logger: Any = (
+            self.trt.Logger(self.trt.Logger.ERROR) if own_logger
+            else make_logger(self.trt, self.lines)
+        )  # fmt: skip
         self._runtime: Any = None
 
     @property
     def flavour(self) -> str:
         """`tensorrt` or `tensorrt_rtx`."""
         return "tensorrt_rtx" if self.is_rtx else "tensorrt"
+
+    def flush(self) -> None:
+        """Pass on to `logging` what TensorRT said; each call of this class does so at its end."""
+        self.lines.flush()
 
     def build(
         self,
@@ -76,6 +89,9 @@ class Api:
         workspace_bytes: int = WORKSPACE_BYTES,
         *,
         tf32: bool = True,
+        sparsity: bool = False,
+        detailed: bool = False,
+        progress: Progress | None = None,
     ) -> bytes:
         """Build an engine; the types are those of the ONNX file. TensorRT-RTX needs no GPU for it.
 
@@ -84,31 +100,29 @@ class Api:
             profiles: at least one; each has every input with a size that is not fixed.
             workspace_bytes: that a layer may use.
             tf32: whether FP32 matrices may be multiplied with 10 bits of mantissa.
+            sparsity: whether weights with two zeros in each four may be multiplied as such.
+            detailed: whether `layers` tells all of each layer, not its name alone.
+            progress: is told of each step, on threads of TensorRT; what it raises ends the build
+                and is raised here.
 
         Raises:
             EngineError: the model cannot be parsed or built; the text has TensorRT's own lines.
         """
-        trt = self.trt
-        self.lines.clear()
-        builder = trt.Builder(self._logger)
-        flags = 0
-        if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):  # 10.x; always so since
-            flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-        network = builder.create_network(flags)
-        parser = trt.OnnxParser(network, self._logger)
-        if not parser.parse_from_file(str(onnx)):
-            errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
-            raise EngineError(f"{self._name()} cannot parse {onnx}: {'; '.join(errors)}")
-        config = builder.create_builder_config()
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
-        if not tf32:
-            config.clear_flag(trt.BuilderFlag.TF32)
-        for profile in profiles:
-            self._add_profile(builder, config, network, profile)
-        plan = builder.build_serialized_network(network, config)
-        if plan is None:
-            raise EngineError(f"{self._name()} cannot build {onnx}: {self.lines.text()}")
-        return bytes(plan)
+        recipe = Recipe(onnx, profiles, workspace_bytes, tf32, sparsity, detailed)
+        flags, enum = 0, self.trt.NetworkDefinitionCreationFlag
+        if hasattr(enum, "STRONGLY_TYPED"):  # 10.x; always so since
+            flags = 1 << int(enum.STRONGLY_TYPED)
+        monitor = Monitor(progress) if progress else None
+        with self._heard():
+            try:
+                plan = make_plan(self.trt, self._logger, flags, recipe, monitor)
+            except EngineError as err:
+                raise EngineError(f"{self._name()}: {err}; {self.lines.text()}") from err
+            if monitor is not None and monitor.error is not None:
+                raise monitor.error
+            if plan is None:
+                raise EngineError(f"{self._name()} cannot build {onnx}: {self.lines.text()}")
+            return bytes(plan)
 
     def load(self, plan: bytes) -> Any:
         """Return the engine of a plan.
@@ -116,16 +130,41 @@ class Api:
         Raises:
             EngineError: it was built by another version or for another GPU, or is broken.
         """
-        if self._runtime is None:
-            self._runtime = self.trt.Runtime(self._logger)
-        self.lines.clear()
-        engine = self._runtime.deserialize_cuda_engine(plan)
-        if engine is None:
-            raise EngineError(
-                f"{self._name()} cannot load a plan of {len(plan)} bytes: {self._why(plan)}; "
-                "build it anew with this version on this kind of GPU"
-            )
-        return engine
+        with self._heard():
+            if self._runtime is None:
+                self._runtime = self.trt.Runtime(self._logger)
+            engine = self._runtime.deserialize_cuda_engine(plan)
+            if engine is None:
+                raise EngineError(
+                    f"{self._name()} cannot load a plan of {len(plan)} bytes: {self._why(plan)}; "
+                    "build it anew with this version on this kind of GPU"
+                )
+            return engine
+
+    def load_plugins(self, paths: Sequence[Path]) -> None:
+        """Make TensorRT's own plugins known, and those of shared libraries. Call it before `build`.
+
+        Raises:
+            SettingsError: a library is missing or cannot be loaded, or this flavour has no plugins.
+        """
+        if not hasattr(self.trt.INetworkDefinition, "add_plugin_v3"):
+            if paths:
+                raise SettingsError(
+                    f"plugins {[str(path) for path in paths]} came, but {self._name()} has none; "
+                    "install trtmesh[tensorrt], or use a model that needs no plugin"
+                )
+            return
+        with self._heard():
+            self.trt.init_libnvinfer_plugins(self._logger, "")
+            registry = self.trt.get_plugin_registry()
+            for path in paths:
+                if not path.is_file():
+                    raise SettingsError(f"plugin library {path} is no file; correct its path")
+                if registry.load_library(str(path)) is None:
+                    raise SettingsError(
+                        f"plugin library {path} cannot be loaded: {self.lines.text()}; it must be "
+                        f"built for {self._name()}, and have none of the plugins loaded so far"
+                    )
 
     def tensors(self, engine: Any) -> list[Tensor]:
         """Return the inputs and outputs of an engine."""
@@ -139,45 +178,96 @@ class Api:
             for name in names
         ]  # fmt: skip
 
-    def runtime_cache(self, engine: Any) -> Any:
+    def memory_bytes(self, engine: Any) -> int:
+        """Return what a context of an engine needs on the GPU, in bytes, beside the weights."""
+        return int(engine.device_memory_size_v2)
+
+    def layers(self, engine: Any) -> list[Layer]:
+        """Return the layers of an engine; all is told of one that was built `detailed`.
+
+        Raises:
+            EngineError: TensorRT tells nothing that can be read.
+        """
+        with self._heard():
+            return trt_inspect.layers(self.trt, engine)
+
+    def watch(self, context: Any) -> LayerTimes:
+        """Begin to measure the layers of a context that was opened without graphs."""
+        with self._heard():
+            return trt_inspect.watch(self.trt, context)
+
+    def runtime_cache(self, engine: Any, data: bytes = b"") -> Any:
         """Return a cache of compiled kernels that contexts of an engine share; None: no such thing.
 
         Keep it longer than every context.
+
+        Args:
+            engine: as `load` returned it.
+            data: as `dump_cache` returned it; what does not fit is dropped, and the cache is empty.
         """
         config = engine.create_runtime_config()
-        return config.create_runtime_cache() if hasattr(config, "create_runtime_cache") else None
+        if not hasattr(config, "create_runtime_cache"):
+            return None
+        with self._heard():
+            cache = config.create_runtime_cache()
+            if data and not cache.deserialize(data):
+                cache = config.create_runtime_cache()
+                log.warning(
+                    "runtime cache dropped", extra={"bytes": len(data), "why": self.lines.text()}
+                )
+            return cache
 
-    def context(self, engine: Any, cache: Any) -> tuple[Any, Any]:
+    def dump_cache(self, cache: Any) -> bytes:
+        """Return a cache as bytes for `runtime_cache`; nothing may compile into it meanwhile.
+
+        Args:
+            cache: as `runtime_cache` returned it; None has no bytes.
+        """
+        if cache is None:
+            return b""
+        with self._heard():
+            data = cache.serialize()
+            return b"" if data is None else bytes(data)
+
+    def context(
+        self, engine: Any, cache: Any, *, kernels: Kernels = "eager", graphs: bool = True
+    ) -> tuple[Any, Any]:
         """Return a new execution context and its config, which must live as long.
 
         Args:
             engine: as `load` returned it.
             cache: as `runtime_cache` returned it.
+            kernels: when kernels are compiled, where they are at run time.
+            graphs: whether runs become CUDA graphs, where TensorRT does that itself.
 
         Raises:
             EngineError: there is no memory for it, or the GPU fails.
         """
+        trt = self.trt
         config = engine.create_runtime_config()
-        if cache is not None:
-            config.set_runtime_cache(cache)
-            config.cuda_graph_strategy = self.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-            config.dynamic_shapes_kernel_specialization_strategy = (
-                self.trt.DynamicShapesKernelSpecializationStrategy.EAGER
-            )
-        self.lines.clear()
-        context = engine.create_execution_context(config)
-        if context is None:
-            raise EngineError(f"no execution context: {self.lines.text()}")
-        return context, config
+        if hasattr(config, "cuda_graph_strategy"):
+            if cache is not None:
+                config.set_runtime_cache(cache)
+            graph = trt.CudaGraphStrategy
+            config.cuda_graph_strategy = graph.WHOLE_GRAPH_CAPTURE if graphs else graph.DISABLED
+            when = trt.DynamicShapesKernelSpecializationStrategy
+            config.dynamic_shapes_kernel_specialization_strategy = {
+                "eager": when.EAGER, "lazy": when.LAZY, "none": when.NONE,
+            }[kernels]  # fmt: skip
+        with self._heard():
+            context = engine.create_execution_context(config)
+            if context is None:
+                raise EngineError(f"no execution context: {self.lines.text()}")
+            return context, config
 
-    def _add_profile(self, builder: Any, config: Any, network: Any, profile: Profile) -> None:
-        given = builder.create_optimization_profile()
-        for index in range(network.num_inputs):
-            name = network.get_input(index).name
-            if name in profile:
-                given.set_shape(name, *profile[name])
-        if config.add_optimization_profile(given) < 0:
-            raise EngineError(f"profile {dict(profile)} does not fit: {self.lines.text()}")
+    @contextmanager
+    def _heard(self) -> Iterator[None]:
+        """Gather what TensorRT says of one call, and pass it on at its end."""
+        self.lines.clear()
+        try:
+            yield
+        finally:
+            self.lines.flush()
 
     def _why(self, plan: bytes) -> str:
         if hasattr(self._runtime, "get_engine_validity"):
@@ -189,33 +279,11 @@ class Api:
         return f"{self.flavour} {self.version}"
 
 
-class Lines:
-    """TensorRT's last lines, of each thread: its errors are nowhere else."""
-
-    def __init__(self) -> None:
-        self._local = threading.local()
-
-    def add(self, text: str) -> None:
-        """Keep a line."""
-        self._kept().append(text)
-
-    def clear(self) -> None:
-        """Forget this thread's lines."""
-        self._kept().clear()
-
-    def text(self) -> str:
-        """Return this thread's lines."""
-        return "; ".join(self._kept()) or "it said nothing"
-
-    def _kept(self) -> "collections.deque[str]":
-        if not hasattr(self._local, "kept"):
-            self._local.kept = collections.deque(maxlen=KEPT_LINES)
-        kept: collections.deque[str] = self._local.kept
-        return kept
-
-
-def load_api() -> Api:
+def load_api(*, own_logger: bool = False) -> Api:
     """Import the TensorRT that is installed.
+
+    Args:
+        own_logger: as for `Api`.
 
     Raises:
         SettingsError: there is none, or its libraries are missing.
@@ -223,34 +291,12 @@ def load_api() -> Api:
     reasons = []
     for name in MODULES:
         try:
-            return Api(importlib.import_module(name))
+            module = importlib.import_module(name)
         except (ImportError, OSError) as err:
             reasons.append(f"{name}: {err}")
+        else:
+            return Api(module, own_logger=own_logger)
     raise SettingsError(
         f"no TensorRT can be imported ({'; '.join(reasons)}); install trtmesh[tensorrt] or "
         "trtmesh[tensorrt-rtx]"
     )
-
-
-def _make_logger(trt: Any, lines: Lines) -> Any:
-    levels = {
-        trt.ILogger.INTERNAL_ERROR: logging.ERROR, trt.ILogger.ERROR: logging.ERROR,
-        trt.ILogger.WARNING: logging.WARNING, trt.ILogger.INFO: logging.DEBUG,
-        trt.ILogger.VERBOSE: logging.NOTSET,
-    }  # fmt: skip
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        """Must not raise: it is called from C++."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, text: str) -> None:
-            """Keep what is wrong for the error's text, and pass all on."""
-            level = levels.get(severity, logging.DEBUG)
-            if level >= logging.WARNING:
-                lines.add(text.strip())
-            if level:
-                log.log(min(level, logging.INFO), "tensorrt", extra={"line": text.strip()})
-
-    return Logger()
