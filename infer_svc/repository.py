@@ -8,6 +8,7 @@ import numpy as np
 
 from infer_svc.backends import BACKENDS, Engine, Machine
 from infer_svc.backends.cuda import visible_gpus
+from infer_svc.build.selection import model_file
 from infer_svc.config import ModelConfig, Warmup, WarmupInput, read_config
 from mesh.errors import EngineError, InvalidInput, SettingsError
 from mesh.tensor import NUMPY_DTYPES, Array, Tensors, TensorSpec, from_proto
@@ -69,12 +70,8 @@ def load_model(folder: Path, machine: Machine) -> Model:
             f"model {config.name!r} wants the backend {config.backend!r}, "
             f"this machine has {sorted(BACKENDS)}"
         )
-    versions = _versions(folder)
-    if not versions:
-        raise SettingsError(f"model {config.name!r} has no version: a folder {folder / '1'} …")
-    path = folder / str(versions[-1]) / config.filename
-    if config.filename == "model.plan" and not path.exists():
-        path = path.with_name("model.onnx")  # to be built
+    version = version_folder(folder)
+    path = model_file(version, config)
     if not path.exists():
         raise SettingsError(f"model {config.name!r} has no file {path}")
     try:
@@ -90,7 +87,19 @@ def load_model(folder: Path, machine: Machine) -> Model:
         inputs=_agree(config, "input", config.inputs, engine.inputs),
         outputs=_agree(config, "output", config.outputs, engine.outputs),
     )
-    return Model(config, versions[-1], placements, folder)
+    return Model(config, int(version.name), placements, folder)
+
+
+def version_folder(folder: Path) -> Path:
+    """Return the folder of a model's newest version.
+
+    Raises:
+        SettingsError: it has none.
+    """
+    versions = _versions(folder)
+    if not versions:
+        raise SettingsError(f"model {folder.name!r} has no version: a folder {folder / '1'} …")
+    return folder / str(versions[-1])
 
 
 def places(config: ModelConfig) -> dict[int | None, int]:

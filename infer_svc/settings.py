@@ -1,6 +1,7 @@
 """Settings of infer_svc, from variables that begin with `INFER_`."""
 
 import os
+from pathlib import Path
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -25,3 +26,14 @@ class InferSettings(ServiceSettings):
     need not be sent; Docker gives a container 64 in all unless told otherwise. 0: none."""
     max_age_s: float = Field(float("inf"), gt=0)
     """A client's stream older than this moves to a new one, so that new replicas get traffic."""
+    engine_cache: Path = Path("~/.cache/trtmesh/engines")
+    """Where TensorRT's engines are kept; for this user only, as a plan is a program."""
+    build_limit_s: float = Field(3600.0, gt=0)
+    """Longest time for building one engine."""
+    build_on_serving_gpu: bool = False
+    """Whether full TensorRT may build on a GPU on which models of this process serve already; it
+    measures kernels there and slows them down. While nothing is SERVING it always may, and
+    TensorRT-RTX builds without a GPU."""
+    preload: str = ""
+    """Models, by name and with commas between, or `*` for all, that are loaded in the background,
+    in this order, once the others serve."""

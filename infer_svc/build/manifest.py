@@ -171,3 +171,8 @@ def file_hash(paths: Sequence[Path]) -> str:
             return digest.hex()
         found.update(path.name.encode() + b"\0" + digest)
     return found.hexdigest()
+
+
+def plan_hash(plan: bytes) -> str:
+    """Return the SHA-256 of a plan."""
+    return hashlib.sha256(plan).hexdigest()

@@ -1,0 +1,27 @@
+"""`python -m infer_svc.build`: what `trtmesh engine` runs."""
+
+import argparse
+import sys
+
+from infer_svc.build.building import add_build, add_order
+from infer_svc.build.listing import add_list
+from infer_svc.build.profiling import add_profile
+from mesh.errors import MeshError
+
+
+def main() -> int:
+    """Run one command; return its exit status."""
+    parser = argparse.ArgumentParser(prog="trtmesh engine")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for add in (add_build, add_order, add_list, add_profile):
+        add(commands)
+    arguments = parser.parse_args()
+    try:
+        return int(arguments.run(arguments))
+    except MeshError as err:
+        sys.stderr.write(f"trtmesh: {err}\n")
+        return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
