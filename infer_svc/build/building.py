@@ -32,40 +32,20 @@ if TYPE_CHECKING:
 else:
     Commands = object
 
-log = logging.getLogger(__name__)
-
 STATUS = {"built": 0, "found": 0, "failed": 1, "refused": 3}
 """Exit status for each result; 2 is argparse's."""
+WISHES = (
+    "precision", "calibration", "keep", "auto", "tolerance", "workspace_mbytes", "sparsity",
+)  # fmt: skip
 TOLD_EVERY_S = 0.1
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s %(line)s"
+LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 def add_build(commands: Commands) -> None:
     """Add `build` to a command line."""
     parser = commands.add_parser("build", help="build a model's engine into the cache")
     add_model(parser)
-    parser.add_argument("--precision", choices=PRECISIONS, help="instead of the config's")
-    parser.add_argument(
-        "--calibration", type=Path, metavar="DATA", help="an .npz file, or a folder of .npz or .npy"
-    )
-    sensitive = parser.add_mutually_exclusive_group()
-    sensitive.add_argument("--keep", nargs="+", metavar="NODE", help="nodes that stay in FP32")
-    sensitive.add_argument(
-        "--auto", action="store_true", default=None, help="find nodes to keep in FP32"
-    )
-    parser.add_argument("--tolerance", type=float, metavar="X", help="largest error of an output")
-    parser.add_argument(
-        "--workspace", type=int, metavar="MIB", dest="workspace_mbytes",
-        help="memory of the GPU that a layer may use",
-    )  # fmt: skip
-    parser.add_argument(
-        "--sparsity", action="store_true", default=None,
-        help="use kernels for weights of which two in four are zero",
-    )  # fmt: skip
-    parser.add_argument(
-        "--profile", metavar="ROWS[xLENGTH,...]",
-        help="instead of max_batch_size and length_buckets; 32x16,64: up to 32 rows, of 16 or 64",
-    )  # fmt: skip
+    parser.add_argument("--parent", type=int, metavar="PID", help="end with this process")
     parser.set_defaults(run=build_command)
 
 
@@ -77,25 +57,54 @@ def add_order(commands: Commands) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add what says which model is meant, for which GPU, and where engines are."""
+    """Add what says which engine is meant: the model, and wishes that its config does not have."""
     parser.add_argument("model", metavar="MODEL", help="name of a model in the repository")
     parser.add_argument("--models", type=Path, default=Path("models"), metavar="DIR")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="default: INFER_ENGINE_CACHE")
-    parser.add_argument("--gpu", type=int, default=0, metavar="N", help="of full TensorRT")
-    parser.add_argument("--parent", type=int, metavar="PID", help="end with this process")
+    parser.add_argument("--gpu", type=int, default=0, metavar="N", help="number of a visible GPU")
+    wishes = parser.add_argument_group("instead of what config.pbtxt says")
+    wishes.add_argument("--precision", choices=PRECISIONS)
+    wishes.add_argument(
+        "--calibration", type=Path, metavar="DATA", help="an .npz file, or a folder of .npz or .npy"
+    )
+    sensitive = wishes.add_mutually_exclusive_group()
+    sensitive.add_argument("--keep", nargs="+", metavar="NODE", help="nodes that stay in FP32")
+    sensitive.add_argument(
+        "--auto", action="store_true", default=None, help="find nodes to keep in FP32"
+    )
+    wishes.add_argument("--tolerance", type=float, metavar="X", help="largest error of an output")
+    wishes.add_argument(
+        "--workspace", type=int, metavar="MIB", dest="workspace_mbytes",
+        help="memory of the GPU that a layer may use",
+    )  # fmt: skip
+    wishes.add_argument(
+        "--sparsity", action="store_true", default=None,
+        help="use kernels for weights of which two in four are zero",
+    )  # fmt: skip
+    wishes.add_argument(
+        "--profile", metavar="ROWS[xLENGTH,...]",
+        help="largest batch, and buckets of open sizes; 32x16,64: up to 32 rows of 16 or of 64",
+    )  # fmt: skip
 
 
 def build_command(arguments: argparse.Namespace) -> int:
     """Build the engine that the arguments describe; return the exit status."""
-    return _run(arguments, lambda: order_of(arguments))
+
+    def order() -> Order:
+        version, config = model_of(arguments)
+        return order_for(
+            source_of(version, config), config, arguments.gpu, cache_root(arguments)
+        )
+
+    return _run(arguments, order)
 
 
-def order_of(arguments: argparse.Namespace) -> Order:
-    """Return the order for a model as its config and the arguments want it.
+def model_of(arguments: argparse.Namespace) -> tuple[Path, ModelConfig]:
+    """Return the folder of a model's newest version, and its config with the wishes.
 
     Raises:
         NotFound: the repository has no such model.
-        SettingsError: the config or an argument cannot be used.
+        SettingsError: the config or a wish cannot be used.
     """
     folder = arguments.models / arguments.model
     if not folder.is_dir():
@@ -103,17 +112,13 @@ def order_of(arguments: argparse.Namespace) -> Order:
         raise NotFound(f"{arguments.models} has no model {arguments.model!r}; it has {there}")
     config = read_config(folder)
     given = vars(arguments)
-    names = (
-        "precision", "calibration", "keep", "auto", "tolerance", "workspace_mbytes", "sparsity"
-    )  # fmt: skip
-    wishes: dict[str, Any] = {n: given[n] for n in names if given.get(n) is not None}
+    wishes: dict[str, Any] = {name: given[name] for name in WISHES if given[name] is not None}
     if "keep" in wishes:
         wishes["keep"] = tuple(wishes["keep"])
     config = replace(config, recipe=replace(config.recipe, **wishes))
-    if given.get("profile"):
+    if arguments.profile:
         config = profiled(config, arguments.profile)
-    onnx = source_of(version_folder(folder), config)
-    return order_for(onnx, config, arguments.gpu, cache_root(arguments))
+    return version_folder(folder), config
 
 
 def cache_root(arguments: argparse.Namespace) -> Path:

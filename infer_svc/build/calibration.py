@@ -113,7 +113,7 @@ def content_hash(path: Path) -> str:
         found.update(f"set {len(tensors)}\n".encode())
         for name, array in sorted(tensors.items()):
             found.update(f"{name!r} {array.dtype.str} {array.shape}\n".encode())
-            found.update(np.ascontiguousarray(array).data)
+            found.update(array.tobytes())
     return found.hexdigest()
 
 

@@ -80,7 +80,9 @@ def types(model: Any) -> dict[str, int]:
 
 def opset(model: Any) -> int:
     """Return the version of the standard operators."""
-    return max((int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
+    return max(
+        (int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1
+    )
 
 
 def upgraded(model: Any, wanted: int) -> Any:

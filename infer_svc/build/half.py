@@ -37,9 +37,7 @@ def halved(model: Any, keep: Collection[str]) -> Any:
 def _join(model: Any) -> None:
     """Pass FP32 between two nodes in FP32, where the converter put FP16 and two casts."""
     onnx = graph.package()
-    narrowed = {
-        node.output[0]: node for node in model.graph.node if node.name.endswith(_NARROWED)
-    }
+    narrowed = {node.output[0]: node for node in model.graph.node if node.name.endswith(_NARROWED)}
     for node in model.graph.node:
         widens = node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.FLOAT
         if widens and node.input[0] in narrowed:
@@ -51,3 +49,25 @@ def _join(model: Any) -> None:
     for name, node in narrowed.items():
         if name not in used:
             model.graph.node.remove(node)
+    _rename(model, {node.input[0]: name for name, node in narrowed.items()})
+
+
+def _rename(model: Any, wide: dict[str, str]) -> None:
+    """Give what nodes in FP32 make the names that it had; its FP16 copies are `…__half`.
+
+    Args:
+        model: is changed.
+        wide: tensors in FP32 and the names that they are to have.
+    """
+    fixed = {output.name for output in model.graph.output} | {
+        name for node in model.graph.node for name in {*graph.reads(node)} - {*node.input}
+    }
+    names = {}
+    for now, wanted in wide.items():
+        if wanted not in fixed:
+            names |= {now: wanted, wanted: f"{wanted}__half"}
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for value in [value for value in model.graph.value_info if value.name in names]:
+        model.graph.value_info.remove(value)

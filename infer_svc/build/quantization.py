@@ -67,12 +67,7 @@ def prepared(model: Any) -> Any:
     """
     onnx = graph.package()
     made = graph.upgraded(model, OPSET)
-    values = [node for node in made.graph.node if node.op_type == "Constant"]
-    for node in values:
-        if len(node.attribute) == 1 and node.attribute[0].name == "value":
-            made.graph.initializer.append(node.attribute[0].t)
-            made.graph.initializer[-1].name = node.output[0]
-            made.graph.node.remove(node)
+    _lift_constants(made.graph)
     made = onnx.shape_inference.infer_shapes(made)
     graph.package("onnxruntime.quantization.quant_utils").add_pre_process_metadata(made)
     return made
@@ -134,6 +129,23 @@ def quantize(source: Path, target: Path, ranges: Path, nodes: Sequence[str]) -> 
                 "OpTypesToExcludeOutputQuantization": kinds,
             },
         )
+
+
+def _lift_constants(inside: Any) -> None:
+    """Make weights of the constants of a graph: only weights are quantized ahead."""
+    lifted = [
+        node
+        for node in inside.node
+        if node.op_type == "Constant" and [one.name for one in node.attribute] == ["value"]
+    ]
+    names = {node.output[0] for node in lifted}
+    for node in lifted:
+        inside.initializer.append(node.attribute[0].t)
+        inside.initializer[-1].name = node.output[0]
+        inside.node.remove(node)
+    # Of a weight, the type here would be believed rather than its own.
+    for value in [value for value in inside.value_info if value.name in names]:
+        inside.value_info.remove(value)
 
 
 class _Once:
