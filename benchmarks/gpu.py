@@ -25,6 +25,7 @@ from benchmarks.environment import keep
 from infer_svc.backends import Machine
 from infer_svc.backends.cuda import device
 from infer_svc.batcher import Batcher
+from infer_svc.build.builds import Builds
 from infer_svc.lane import Lane
 from infer_svc.repository import load_model
 from mesh.item import Request
@@ -94,7 +95,9 @@ async def measure() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_resnet(Path(folder) / "resnet50")
         started = time.perf_counter()
-        model = load_model(Path(folder) / "resnet50", Machine())
+        model = load_model(
+            Path(folder) / "resnet50", Machine(builds=Builds(Path(folder) / "engines"))
+        )
         built = time.perf_counter() - started
         engine = model.placements[0].engine
         contexts = [engine.open() for _ in range(LANES)]

@@ -1,6 +1,7 @@
 """`python -m infer_svc`: one replica of the infer stage."""
 
 from infer_svc.backends import Machine
+from infer_svc.build.builds import Builds
 from infer_svc.service import InferHandler
 from infer_svc.settings import InferSettings
 from mesh import log, telemetry
@@ -18,10 +19,17 @@ async def main() -> None:
     log.configure("infer", settings.log_level)
     tracing = telemetry.configure("infer", load(TelemetrySettings))
     lender = Lender(settings.arena_mbytes)
-    handler = InferHandler(settings.models, Machine(settings.cpu_threads), tracing.sampled, lender)
+    builds = Builds(
+        settings.engine_cache,
+        limit_s=settings.build_limit_s,
+        on_serving_gpu=settings.build_on_serving_gpu,
+    )
+    machine = Machine(settings.cpu_threads, builds=builds)
+    handler = InferHandler(settings.models, machine, tracing.sampled, lender, settings.preloaded)
     limits = Limits(settings.max_items, settings.max_mbytes * 1024**2, settings.max_age_s)
     stage = Stage("mesh.v1.Infer", settings, handler, handler.describe, tracing, limits, lender)
     await stage.serve(handler.load)
+    await handler.stop_loading()
     handler.close()
     lender.close()
     tracing.shutdown()

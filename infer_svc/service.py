@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +11,19 @@ from opentelemetry.trace import Tracer
 
 from infer_svc.backends import Machine
 from infer_svc.batcher import Batcher
+from infer_svc.config import ModelConfig, read_config
 from infer_svc.lane import Batch, Lane
 from infer_svc.repository import Model, load_model, model_folders, warmup_inputs
 from mesh.arena import ALIGN, Lender
-from mesh.errors import EngineError, InvalidInput, MeshError, NotFound, Refused
+from mesh.errors import (
+    EngineError,
+    InvalidInput,
+    MeshError,
+    NotFound,
+    Refused,
+    SettingsError,
+    StageUnavailable,
+)
 from mesh.item import Reply, Request
 from mesh.status import to_status
 from mesh.tensor import Tensors, check_tensors, unpack
@@ -44,37 +53,47 @@ class InferHandler:
         machine: what the models may use.
         tracer: for batch spans; samples everything.
         lender: of the shared memory that tensors may come in.
+        preload: names of models that are loaded after the others, in the background and in this
+            order; `*` stands for all that are not named.
     """
 
-    def __init__(self, root: Path, machine: Machine, tracer: Tracer, lender: Lender) -> None:
+    def __init__(
+        self,
+        root: Path,
+        machine: Machine,
+        tracer: Tracer,
+        lender: Lender,
+        preload: Sequence[str] = (),
+    ) -> None:
         self._lender = lender
         self._root = root
         self._machine = machine
         self._tracer = tracer
         self._served: dict[str, Served] = {}
         self._broken: dict[str, MeshError] = {}
+        self._preload = preload
+        self._coming: list[Path] = []
+        self._preloading: asyncio.Task[None] | None = None
 
     async def load(self) -> None:
         """Load and warm up every model; one that cannot be is named and refused, others serve.
 
+        Those to be preloaded follow in the background.
+
         Raises:
-            SettingsError: there is no repository.
+            SettingsError: there is no repository, or it lacks a model to be preloaded.
         """
-        for folder in model_folders(self._root):
-            started = time.monotonic()
-            try:
-                served = await asyncio.to_thread(self._load, folder, asyncio.get_running_loop())
-            except MeshError as err:
-                self._broken[folder.name] = Refused(str(err))
-                log.error("model refused", extra={"model": folder.name, "error": str(err)})
-                continue
-            self._served[folder.name] = served
-            fields = {
-                "model": folder.name, "version": served.model.version,
-                "lanes": len(served.lanes), "s": round(time.monotonic() - started, 3),
-            }  # fmt: skip
-            log.info("model ready", extra=fields)
-        self._lender.open(max(map(_slot_bytes, self._served.values()), default=0))
+        folders = model_folders(self._root)
+        self._coming = preloaded(folders, self._preload)
+        for folder in folders:
+            if folder not in self._coming:
+                await self._load_one(folder)
+        slots = [_slot_bytes(served.model.config) for served in self._served.values()]
+        slots += map(_declared_slot_bytes, self._coming)
+        self._lender.open(max(slots, default=0))
+        self._told_serving()
+        if self._coming:
+            self._preloading = asyncio.create_task(self._load_coming())
 
     async def __call__(self, request: Request) -> Reply:
         """Run one request; a handler as in `mesh.item`."""
@@ -98,8 +117,18 @@ class InferHandler:
 
     def describe(self, targets: Iterable[Target]) -> list[TargetSpec]:
         """Return what each model takes and makes; no targets: every model."""
-        names = [target.name for target in targets] or sorted({*self._served, *self._broken})
+        coming = [folder.name for folder in self._coming]
+        names = [target.name for target in targets]
+        names = names or sorted({*self._served, *self._broken, *coming})
         return [self._describe(name) for name in names]
+
+    async def stop_loading(self) -> None:
+        """End what is built in the background, and wait for a model that is being loaded."""
+        del self._coming[1:]
+        if self._machine.builds is not None:
+            self._machine.builds.close()
+        if self._preloading is not None:
+            await self._preloading
 
     def close(self) -> None:
         """Let the lanes finish and end their threads."""
@@ -115,7 +144,40 @@ class InferHandler:
             return served
         if name in self._broken:
             raise Refused(str(self._broken[name]))  # a new one: it collects a traceback
+        if any(folder.name == name for folder in self._coming):
+            raise StageUnavailable(f"model {name!r} is being loaded; try again in a moment")
         raise NotFound(f"model {name!r} is not in the repository; there are {sorted(self._served)}")
+
+    async def _load_one(self, folder: Path) -> None:
+        started = time.monotonic()
+        try:
+            served = await asyncio.to_thread(self._load, folder, asyncio.get_running_loop())
+        except MeshError as err:
+            self._broken[folder.name] = Refused(str(err))
+            log.error("model refused", extra={"model": folder.name, "error": str(err)})
+            return
+        self._served[folder.name] = served
+        fields = {
+            "model": folder.name, "version": served.model.version,
+            "lanes": len(served.lanes), "s": round(time.monotonic() - started, 3),
+        }  # fmt: skip
+        log.info("model ready", extra=fields)
+
+    async def _load_coming(self) -> None:
+        while self._coming:
+            try:
+                await self._load_one(self._coming[0])
+            except Exception:  # a task of its own; the others are loaded all the same
+                log.exception("model cannot be loaded", extra={"model": self._coming[0].name})
+                self._broken[self._coming[0].name] = Refused("it cannot be loaded; see the log")
+            self._coming.pop(0)
+            self._told_serving()
+
+    def _told_serving(self) -> None:
+        """Let nothing be built on a GPU that serves."""
+        placements = [one for served in self._served.values() for one in served.model.placements]
+        if self._machine.builds is not None:
+            self._machine.builds.serves(one.gpu for one in placements if one.gpu is not None)
 
     def _load(self, folder: Path, loop: asyncio.AbstractEventLoop) -> Served:
         model = load_model(folder, self._machine)
@@ -149,9 +211,36 @@ class InferHandler:
         return spec
 
 
-def _slot_bytes(served: Served) -> int:
+def preloaded(folders: Sequence[Path], names: Sequence[str]) -> list[Path]:
+    """Return the folders of the models to be preloaded, in the order of their names.
+
+    Raises:
+        SettingsError: a name is none of theirs.
+    """
+    by_name = {folder.name: folder for folder in folders}
+    unknown = [name for name in names if name not in by_name and name != "*"]
+    if unknown:
+        raise SettingsError(f"INFER_PRELOAD names {unknown}, the repository has {sorted(by_name)}")
+    found: list[Path] = []
+    for name in names:
+        chosen = (
+            [one for one in folders if one.name not in names] if name == "*" else [by_name[name]]
+        )
+        found += [folder for folder in chosen if folder not in found]
+    return found
+
+
+def _declared_slot_bytes(folder: Path) -> int:
+    """Return the same for a model that is not loaded yet, as far as its config tells."""
+    try:
+        return _slot_bytes(read_config(folder))
+    except SettingsError:
+        return 0  # it will be refused with this error
+
+
+def _slot_bytes(config: ModelConfig) -> int:
     """Return what one row of a model's inputs takes in shared memory; 0: too much or not known."""
-    inputs = served.model.config.inputs
+    inputs = config.inputs
     size = sum(spec.row_bytes() + ALIGN for spec in inputs)
     return size if all(spec.row_bytes() for spec in inputs) and size <= MAX_SLOT_BYTES else 0
 

@@ -37,3 +37,8 @@ class InferSettings(ServiceSettings):
     preload: str = ""
     """Models, by name and with commas between, or `*` for all, that are loaded in the background,
     in this order, once the others serve."""
+
+    @property
+    def preloaded(self) -> tuple[str, ...]:
+        """The names in `preload`."""
+        return tuple(name.strip() for name in self.preload.split(",") if name.strip())

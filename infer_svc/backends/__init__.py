@@ -3,12 +3,15 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from infer_svc.backends.onnxruntime import load_onnxruntime
 from infer_svc.backends.tensorrt import load_tensorrt
 from infer_svc.config import ModelConfig
 from mesh.tensor import Tensors, TensorSpec
+
+if TYPE_CHECKING:
+    from infer_svc.build.builds import Builds
 
 
 class Context(Protocol):
@@ -57,6 +60,8 @@ class Machine:
 
     threads: int = 1
     """Of the CPU, for one run of ONNX Runtime."""
+    builds: "Builds | None" = None
+    """Where TensorRT's engines come from; None: there are none."""
 
 
 Loader = Callable[[Path, ModelConfig, int | None, Machine], Engine]
@@ -65,7 +70,7 @@ Loader = Callable[[Path, ModelConfig, int | None, Machine], Engine]
 
 BACKENDS: dict[str, Loader] = {
     "onnxruntime": lambda path, _, __, machine: load_onnxruntime(path, machine.threads),
-    "tensorrt": lambda path, config, gpu, _: load_tensorrt(
-        path, config.max_rows, config.lengths, gpu or 0
+    "tensorrt": lambda path, config, gpu, machine: load_tensorrt(
+        path, config, gpu or 0, machine.builds
     ),
 }

@@ -6,15 +6,19 @@ import math
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from infer_svc.backends.cuda import Buffer, Device, Stream, device
 from infer_svc.backends.onnxruntime import load_onnxruntime
 from infer_svc.backends.trt_api import Api, Profile, Tensor, load_api
-from mesh.errors import EngineError, InvalidInput
+from infer_svc.config import ModelConfig
+from mesh.errors import EngineError, InvalidInput, SettingsError
 from mesh.tensor import Array, Tensors, TensorSpec, dtype_name
+
+if TYPE_CHECKING:
+    from infer_svc.build.builds import Builds
 
 
 def rungs(max_rows: int) -> list[int]:
@@ -241,25 +245,28 @@ class TensorRTContext:
 
 
 def load_tensorrt(
-    path: Path, max_rows: int, lengths: Sequence[int], gpu: int = 0
+    path: Path, config: ModelConfig, gpu: int, builds: "Builds | None"
 ) -> TensorRTEngine:
-    """Load a plan, or build an ONNX file and load that.
+    """Load the engine of a model: a plan of the repository, or one built from its ONNX file.
 
     Args:
-        path: the file.
-        max_rows: largest batch; 0: the model has no batch dimension.
-        lengths: buckets of the sizes that are not fixed.
+        path: a file of the model, in the folder of its version.
+        config: of the model.
         gpu: number among the visible ones.
+        builds: where engines come from.
 
     Raises:
-        SettingsError: there is no TensorRT or no such GPU.
-        EngineError: the model cannot be built or loaded.
+        SettingsError: there is no TensorRT, no such GPU, or no engine cache.
+        EngineError: the engine cannot be built or loaded.
     """
+    if builds is None:
+        raise SettingsError(f"model {config.name!r} wants TensorRT, this process has no engines")
     api, owner = tensorrt_api(), device(gpu)
-    if path.suffix == ".plan":
-        return TensorRTEngine(api, owner, path.read_bytes())
-    profiles = profiles_of(onnx_inputs(path), max_rows, lengths)
-    return TensorRTEngine(api, owner, api.build(path, profiles))
+    engine = builds.engine_for(path, config, gpu)
+    try:
+        return TensorRTEngine(api, owner, engine.plan.read_bytes())
+    except OSError as err:
+        raise EngineError(f"plan {engine.plan} cannot be read: {err.strerror}") from err
 
 
 def onnx_inputs(path: Path) -> list[TensorSpec]:

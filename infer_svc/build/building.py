@@ -38,7 +38,7 @@ WISHES = (
     "precision", "calibration", "keep", "auto", "tolerance", "workspace_mbytes", "sparsity",
 )  # fmt: skip
 TOLD_EVERY_S = 0.1
-LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s %(line)s"
 
 
 def add_build(commands: Commands) -> None:
@@ -92,9 +92,7 @@ def build_command(arguments: argparse.Namespace) -> int:
 
     def order() -> Order:
         version, config = model_of(arguments)
-        return order_for(
-            source_of(version, config), config, arguments.gpu, cache_root(arguments)
-        )
+        return order_for(source_of(version, config), config, arguments.gpu, cache_root(arguments))
 
     return _run(arguments, order)
 
@@ -175,9 +173,10 @@ def _received(stream: TextIO) -> Order:
 
 def _run(arguments: argparse.Namespace, order: Callable[[], Order]) -> int:
     worker.prepare(arguments.parent)
-    logging.basicConfig(
-        format=LOG_FORMAT, level="DEBUG", stream=sys.stderr
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    # TensorRT's words are in a field of their own.
+    handler.setFormatter(logging.Formatter(LOG_FORMAT, defaults={"line": ""}))
+    logging.basicConfig(level="DEBUG", handlers=[handler])
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as stream:
         lines = Lines(stream)
         result, fields = _result(order, lines)

@@ -40,7 +40,9 @@ class Child:
     ) -> None:
         self._limit_s = limit_s
         self._why_killed = ""
-        self._said = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self._said = tempfile.TemporaryFile(  # noqa: SIM115  `follow` closes it
+            "w+", encoding="utf-8", errors="replace"
+        )
         program = program or (sys.executable, "-m", "infer_svc.build", "order")
         self._process = subprocess.Popen(
             [*program, "--parent", str(os.getpid())],

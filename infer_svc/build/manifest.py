@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from infer_svc.backends.trt_api import Api, Profile
+from infer_svc.backends.trt_api import Api
+from infer_svc.backends.trt_build import Profile
 from mesh.errors import SettingsError
 
 PORTABLE = "portable"

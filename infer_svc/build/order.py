@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infer_svc.backends.tensorrt import onnx_inputs, profiles_of
-from infer_svc.backends.trt_api import Profile
+from infer_svc.backends.trt_build import Profile, Range
 from infer_svc.build.manifest import Key, Target, file_hash, model_hash, profiles_json
 from infer_svc.build.recipe import Recipe
 from infer_svc.config import ModelConfig
@@ -97,7 +97,10 @@ def _library_hash(path: Path) -> str:
 
 
 def _profiles(text: str) -> list[Profile]:
+    def shapes(sizes: list[list[int]]) -> Range:
+        smallest, best, largest = map(tuple, sizes)
+        return smallest, best, largest
+
     return [
-        {name: tuple(map(tuple, sizes)) for name, sizes in profile.items()}
-        for profile in json.loads(text)
+        {name: shapes(sizes) for name, sizes in profile.items()} for profile in json.loads(text)
     ]

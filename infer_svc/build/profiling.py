@@ -158,9 +158,7 @@ class ProfileLane:
         return int(index)
 
 
-def sized(
-    dims: tuple[int, ...], limits: tuple[int, ...], rows: int | None
-) -> tuple[int, ...]:
+def sized(dims: tuple[int, ...], limits: tuple[int, ...], rows: int | None) -> tuple[int, ...]:
     """Return the largest shape of an input, or the one with so many rows.
 
     Args:

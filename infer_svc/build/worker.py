@@ -51,6 +51,7 @@ def prepare(parent: int | None) -> None:
         parent: its process id; None: it may outlive it.
     """
     os.nice(NICE)
+    os.umask(0o077)
     if parent is None:
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -140,9 +141,10 @@ def _build(order: Order, api: Api, key: Key, cache: EngineCache, tell: Tell) -> 
         tf32=recipe.tf32, sparsity=recipe.sparsity, progress=tell,
     )  # fmt: skip
     shutil.rmtree(scratch)
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     manifest = Manifest(
-        key=key, model=order.model, recipe=json.loads(recipe.to_json()), plan_sha256=plan_hash(plan),
-        plan_bytes=len(plan), created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        key=key, model=order.model, recipe=json.loads(recipe.to_json()),
+        plan_sha256=plan_hash(plan), plan_bytes=len(plan), created=created,
         build_s=round(time.monotonic() - started, 3), trtmesh=mesh.__version__,
         gpu="" if api.is_rtx else device(0).name,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 from infer_svc.backends.onnxruntime import load_onnxruntime
 from infer_svc.backends.tensorrt import load_tensorrt, profiles_of, rungs
+from infer_svc.build.builds import Builds
+from infer_svc.config import read_config
 from mesh.errors import InvalidInput
 from mesh.tensor import Tensors, TensorSpec
 
@@ -47,12 +50,16 @@ def test_profile_of_a_model_without_batches() -> None:
 
 
 @pytest.fixture(scope="module")
-def engines(models: Path) -> Iterator[dict[str, tuple[Any, Any, Any]]]:
+def engines(
+    models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, tuple[Any, Any, Any]]]:
     """For each demo model: ONNX Runtime's context, the engine, and a context of it."""
     found = {}
-    for name, rows in MODELS.items():
+    builds = Builds(tmp_path_factory.mktemp("engines"))
+    for name in MODELS:
         path = models / name / "1/model.onnx"
-        engine = load_tensorrt(path, rows, LENGTHS)
+        config = replace(read_config(models / name), lengths=LENGTHS)
+        engine = load_tensorrt(path, config, 0, builds)
         found[name] = (load_onnxruntime(path, 4).open(), engine, engine.open())
     yield found
     for _, engine, context in found.values():
