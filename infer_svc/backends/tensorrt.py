@@ -267,6 +267,8 @@ def load_tensorrt(
         return TensorRTEngine(api, owner, engine.plan.read_bytes())
     except OSError as err:
         raise EngineError(f"plan {engine.plan} cannot be read: {err.strerror}") from err
+    except EngineError as err:
+        raise EngineError(f"plan {engine.plan}: {err}") from err
 
 
 def onnx_inputs(path: Path) -> list[TensorSpec]:

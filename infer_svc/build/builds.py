@@ -55,6 +55,7 @@ class Builds:
             that GPU: False refuses it, once something serves there.
         api: returns TensorRT; not called before an engine is wanted.
         capability: returns the compute capability of a GPU.
+        child: starts a build.
     """
 
     def __init__(
@@ -65,7 +66,9 @@ class Builds:
         on_serving_gpu: bool = False,
         api: Callable[[], Api] = tensorrt_api,
         capability: Callable[[int], tuple[int, int]] = lambda gpu: device(gpu).compute_capability,
+        child: Callable[[Order, float], Child] = Child,
     ) -> None:
+        self._start = child
         self.counts = Counts()
         self._cache = EngineCache(root)
         self._limit_s = limit_s
@@ -76,6 +79,7 @@ class Builds:
         self._serving: set[int] = set()
         self._failed: dict[str, tuple[float, str]] = {}
         self._plugins: set[Path] = set()
+        self._knows_plugins = False
         self._child: Child | None = None
         self._closed = False
 
@@ -114,11 +118,6 @@ class Builds:
         order = order_for(source_of(path.parent, config), config, gpu, self._cache.root)
         return self._obtain(order, order.key(target))
 
-    def obtain(self, order: Order, target: Target) -> CachedEngine:
-        """Return the engine of an order, built if it is not in the cache; as `engine_for`."""
-        self._cache.open()
-        return self._obtain(order, order.key(target))
-
     def _obtain(self, order: Order, key: Key) -> CachedEngine:
         with self._lock:
             engine = self._cache.find(key)
@@ -131,12 +130,15 @@ class Builds:
     def _load_plugins(self, api: Api, paths: tuple[Path, ...]) -> None:
         with self._lock:
             new = [path for path in dict.fromkeys(paths) if path not in self._plugins]
-            if new:
-                api.load_plugins(new)
+            if new or not self._knows_plugins:
+                api.load_plugins(new)  # and TensorRT's own
+                self._knows_plugins = True
                 self._plugins.update(new)
 
     def _refuse(self, order: Order, key: Key) -> None:
         """Raise why this must not be built now, if so."""
+        if self._closed:
+            raise EngineError(STOPPING)
         failed_at, error = self._failed.get(key.digest, (0.0, ""))
         if error and time.monotonic() - failed_at < AGAIN_S:
             raise EngineError(error)
@@ -176,13 +178,18 @@ class Builds:
         Raises:
             EngineError: it did not; the text has the reason, and where the log is.
         """
-        child = self._child = Child(order, self._limit_s)
+        try:
+            child = self._child = self._start(order, self._limit_s)
+        except OSError as err:
+            raise EngineError(f"no process for a build can be started: {err}") from err
         if self._closed:
             child.kill(STOPPING)
         outcome = child.follow(Follower(self.counts))
         self._child = None
         if outcome.result in ("built", "found"):
             return
+        if outcome.result:
+            raise EngineError(f"no engine could be built: {outcome.error}")
         self._cache.salvage(key)
         where = self._cache.failed_log(key)
         place = f"its log is {where}" if where.exists() else "it left no log"

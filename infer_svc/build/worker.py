@@ -21,7 +21,7 @@ from infer_svc.build.cache import LOG, REPORT, CachedEngine, EngineCache
 from infer_svc.build.manifest import Key, Manifest, plan_hash, target_of
 from infer_svc.build.order import Order
 from infer_svc.build.precision import convert
-from mesh.errors import MeshError
+from mesh.errors import MeshError, SettingsError
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,7 @@ def prepare(parent: int | None) -> None:
     os.umask(0o077)
     if parent is None:
         return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         raise SystemExit("the process that wanted this build is gone")
@@ -81,6 +82,9 @@ def build(order: Order, tell: Tell) -> Built:
         try:
             with logged(folder / LOG):
                 return Built(_build(order, api, key, cache, tell), key, found=False)
+        except MeshError as err:
+            cache.abandon(key)
+            raise type(err)(f"{err}; its log is {cache.failed_log(key)}") from err
         except BaseException:
             cache.abandon(key)
             raise
@@ -92,9 +96,16 @@ def visible(variable: str | None, gpu: int) -> str:
     Args:
         variable: its value now; None: not set.
         gpu: number among the visible ones.
+
+    Raises:
+        SettingsError: there are not so many.
     """
-    names = [] if variable is None else [name.strip() for name in variable.split(",")]
-    return names[gpu] if gpu < len(names) else str(gpu)
+    if variable is None:
+        return str(gpu)
+    names = [name.strip() for name in variable.split(",") if name.strip()]
+    if gpu >= len(names):
+        raise SettingsError(f"GPU {gpu} came, CUDA_VISIBLE_DEVICES shows {len(names)} from 0")
+    return names[gpu]
 
 
 @contextmanager
