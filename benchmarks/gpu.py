@@ -27,6 +27,7 @@ from infer_svc.backends.cuda import device
 from infer_svc.batcher import Batcher
 from infer_svc.build.builds import Builds
 from infer_svc.lane import Lane
+from infer_svc.pool import LanePool
 from infer_svc.repository import load_model
 from mesh.item import Request
 from mesh.process import tune
@@ -100,11 +101,11 @@ async def measure() -> None:
         )
         built = time.perf_counter() - started
         engine = model.placements[0].engine
-        contexts = [engine.open() for _ in range(LANES)]
-        opened = time.perf_counter() - started - built
         loop = asyncio.get_running_loop()
-        lanes = [Lane(f"resnet50-{n}", context, loop) for n, context in enumerate(contexts)]
-        batcher = Batcher(model.config, lanes, NoOpTracer())
+        lanes = [Lane(f"resnet50-{n}", engine, loop) for n in range(LANES)]
+        contexts = [lane._context for lane in lanes]
+        opened = time.perf_counter() - started - built
+        batcher = Batcher(model.config, LanePool(lanes), NoOpTracer(), print)
         batch = np.random.default_rng(0).random((ROWS, 3, 224, 224)).astype(np.float16)
         rows = [
             (

@@ -62,7 +62,7 @@ class PlainLoop:
     """What people write without a server: decode, resize, crop, normalize in numpy, run, sort."""
 
     def __init__(self, model: Path) -> None:
-        self._engine = load_onnxruntime(model, 1)
+        self._engine = load_onnxruntime(model, 1).open()
 
     def run(self, file: bytes) -> Tensors:
         """Return the five best classes of one file."""
@@ -86,7 +86,7 @@ class OwnOpsLoop:
     """The same with the mesh's own ops, in one process."""
 
     def __init__(self, model: Path) -> None:
-        self._engine = load_onnxruntime(model, 1)
+        self._engine = load_onnxruntime(model, 1).open()
         self._before = CenterCrop(size=(224, 224), resize=256)
         self._after = TopK(k=5)
 

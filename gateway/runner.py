@@ -142,11 +142,9 @@ class PipelineRunner:
                 await self.check()
             ready = {name: self.is_ready(name) for name in self._configs}
             for name, serving in ready.items():
-                await host.set_health(name, serving)
+                host.set_health(name, serving)
             # A refused pipeline is told by name; it does not take the others out of service.
-            await host.set_health(
-                "", all(ready[name] for name in self._served) and any(ready.values())
-            )
+            host.set_health("", all(ready[name] for name in self._served) and any(ready.values()))
             await asyncio.sleep(HEALTH_EVERY_S)
 
     async def check(self) -> None:

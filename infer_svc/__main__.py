@@ -1,15 +1,23 @@
 """`python -m infer_svc`: one replica of the infer stage."""
 
+import asyncio
+
 from infer_svc.backends import Machine
 from infer_svc.build.builds import Builds
+from infer_svc.faults import parse_faults
 from infer_svc.service import InferHandler
 from infer_svc.settings import InferSettings
+from infer_svc.watch import watch
 from mesh import log, telemetry
 from mesh.arena import Lender
 from mesh.host import run_process
 from mesh.server import Limits
 from mesh.settings import TelemetrySettings, load
 from mesh.stage import Stage
+
+LOST = 70
+"""Exit status of a process whose GPU is lost: its supervisor starts it anew. EX_SOFTWARE of
+sysexits.h."""
 
 
 async def main() -> None:
@@ -24,15 +32,30 @@ async def main() -> None:
         limit_s=settings.build_limit_s,
         on_serving_gpu=settings.build_on_serving_gpu,
     )
-    machine = Machine(settings.cpu_threads, builds=builds)
+    machine = Machine(settings.cpu_threads, parse_faults(settings.faults), builds)
     handler = InferHandler(settings.models, machine, tracing.sampled, lender, settings.preloaded)
     limits = Limits(settings.max_items, settings.max_mbytes * 1024**2, settings.max_age_s)
     stage = Stage("mesh.v1.Infer", settings, handler, handler.describe, tracing, limits, lender)
+    lost = asyncio.Event()
+    handler.on_lost = lambda _: lost.set()
+    handler.on_health = stage.host.set_health
+    tasks = (
+        asyncio.create_task(watch(handler.pools, handler.lose, settings.hang_s, settings.probe_s)),
+        asyncio.create_task(_end_when(lost, stage, lender)),
+    )
     await stage.serve(handler.load)
+    for task in tasks:
+        task.cancel()
     await handler.stop_loading()
     handler.close()
     lender.close()
     tracing.shutdown()
+
+
+async def _end_when(lost: asyncio.Event, stage: Stage, lender: Lender) -> None:
+    await lost.wait()
+    lender.close()
+    await stage.abandon(LOST)
 
 
 if __name__ == "__main__":

@@ -3,29 +3,19 @@
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from opentelemetry.trace import Link, Tracer
+from opentelemetry.trace import Tracer
 
+from infer_svc.batch_trace import BatchTrace
 from infer_svc.config import Batching, ModelConfig
-from infer_svc.lane import Batch, BatchResult, Lane
+from infer_svc.lane import Batch, BatchResult
+from infer_svc.pool import LanePool
 from infer_svc.queue import Entry, RequestQueue, ShapeKey
+from infer_svc.recovery import Attempt, Recovery
 from mesh.errors import DeadlineExceeded, MeshError
 from mesh.item import Reply, Request, Timings
-from mesh.telemetry import (
-    BATCH_INDEX,
-    BATCH_ITEMS,
-    BATCH_ROWS,
-    LANE,
-    TARGET,
-    Attributes,
-    context_of,
-    epoch_ns,
-    is_sampled,
-    start_span,
-    trace_of,
-)
 from mesh.tensor import Tensors
 
 ESTIMATE_WEIGHT = 0.1
@@ -48,19 +38,32 @@ class Batcher:
 
     Args:
         config: of the model.
-        lanes: free at first.
+        pool: of its lanes.
         tracer: for batch spans; samples everything.
+        lost: called when only a new process helps, with the reason.
+        serving: called with False when the model cannot run for a while, and with True after.
     """
 
-    def __init__(self, config: ModelConfig, lanes: Sequence[Lane], tracer: Tracer) -> None:
-        self._config = config
+    def __init__(
+        self,
+        config: ModelConfig,
+        pool: LanePool,
+        tracer: Tracer,
+        lost: Callable[[str], None],
+        serving: Callable[[bool], None] = lambda serving: None,
+    ) -> None:
         self._batching = config.batching or Batching()
         # Without dynamic_batching, each request is a batch of its own.
         self._max_rows = config.max_rows if config.batching and config.max_rows else 1
         self._goal = self._batching.preferred[-1] if self._batching.preferred else self._max_rows
-        self._idle = list(lanes)
+        self._trace = BatchTrace(config.name, tracer)
+        self._pool = pool
+        self._pool.on_free = self._dispatch
+        self._recovery = Recovery(
+            config.name, pool, self._finish, self._fit, self._trace.write, lost, serving
+        )
+        self._pending: set[Entry] = set()
         self._queue = RequestQueue(self._batching, min(self._batching.preferred or [self._goal]))
-        self._tracer = tracer
         self._partial = False
         self._estimate = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -88,11 +91,19 @@ class Batcher:
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         entry = Entry(request, tensors, key, rows, future)
         self._queue.push(entry, self._estimate)
+        self._pending.add(entry)
         self._dispatch()
         try:
             return await future
         finally:
+            self._pending.discard(entry)
             self._queue.discard(entry)
+
+    def abandon(self, error: MeshError) -> None:
+        """Fail everything that waits or runs."""
+        for entry in self._pending:
+            if not entry.future.done():
+                entry.future.set_exception(error)
 
     def _dispatch(self) -> None:
         """Refuse what is late, and give batches to free lanes as long as the rules allow."""
@@ -100,7 +111,7 @@ class Batcher:
             now = time.monotonic()
             for late in self._queue.drop_late(now):
                 _refuse_late(late)
-            plan = self._plan(now) if self._idle else None
+            plan = self._plan(now) if self._pool.has_idle else None
             if plan is None:
                 break
             entries = self._queue.take(plan.key, plan.rows)
@@ -134,21 +145,32 @@ class Batcher:
         return Plan(key, self._max_rows, partial=True) if due else None
 
     def _start(self, entries: list[Entry], plan: Plan, now: float) -> None:
-        lane = self._idle.pop()
+        lane = self._pool.take()
         self._partial = self._partial or plan.partial
         batch = Batch([entry.tensors for entry in entries], [entry.rows for entry in entries], now)
-        lane.submit(batch, lambda result: self._finish(lane, plan, entries, batch, result))
 
-    def _finish(
-        self, lane: Lane, plan: Plan, entries: list[Entry], batch: Batch, result: BatchResult
-    ) -> None:
-        self._idle.append(lane)
-        if plan.partial:
-            self._partial = False
-        took = result.run_s + result.around_s
-        self._estimate += (ESTIMATE_WEIGHT if self._estimate else 1.0) * (took - self._estimate)
-        trace = self._trace_batch(lane, entries, batch, result)
-        for index, entry in enumerate(entries):
+        def done(result: BatchResult) -> None:
+            if plan.partial:
+                self._partial = False
+            attempt = Attempt(entries, batch, lane, result)
+            if result.error is not None:
+                self._trace.write(attempt)
+                self._recovery.settle(attempt)
+                self._dispatch()
+                return
+            self._recovery.worked()
+            took = result.run_s + result.around_s
+            self._estimate += (ESTIMATE_WEIGHT if self._estimate else 1.0) * (took - self._estimate)
+            self._pool.give_back(lane)  # first: it gets its next batch while answers are handed out
+            self._finish(attempt)
+
+        lane.submit(batch, done)
+
+    def _finish(self, attempt: Attempt) -> None:
+        """Answer the requests of an attempt with what came of it."""
+        batch, result = attempt.batch, attempt.result
+        trace = self._trace.write(attempt)
+        for index, entry in enumerate(attempt.entries):
             if entry.future.done():
                 continue  # the caller gave up
             if result.error is not None:
@@ -159,36 +181,19 @@ class Batcher:
                 sum(batch.rows), trace,
             )  # fmt: skip
             entry.future.set_result(Reply(result.payloads[index], timings=timings))
-        self._dispatch()
 
-    def _trace_batch(
-        self, lane: Lane, entries: list[Entry], batch: Batch, result: BatchResult
-    ) -> bytes:
-        """Write a span for the batch, a root with a link to each sampled member."""
-        links = [
-            Link(context_of(entry.request.trace), {BATCH_INDEX: index})
-            for index, entry in enumerate(entries)
-            if is_sampled(entry.request.trace)
-        ]
-        if not links:
-            return b""
-        attributes: Attributes = {
-            TARGET: self._config.name, LANE: lane.name,
-            BATCH_ITEMS: len(entries), BATCH_ROWS: sum(batch.rows),
-        }  # fmt: skip
-        span = start_span(
-            self._tracer, f"batch {self._config.name}", attributes=attributes, links=links,
-            started=batch.formed,
-        )  # fmt: skip
-        if result.error is not None:
-            span.record_exception(result.error)
-        span.end(epoch_ns(batch.formed + result.around_s + result.run_s))
-        return trace_of(span)
+    def _fit(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Return the entries that still wait, of some that failed once; refuse those too late."""
+        now = time.monotonic()
+        for entry in entries:
+            if entry.request.deadline <= now:
+                _refuse_late(entry)
+        return [entry for entry in entries if not entry.future.done()]
 
     def _wake_in_time(self) -> None:
         """Come back when the next entry is due or late, should nothing happen before."""
         moment = self._queue.next_late()
-        if self._idle and not self._partial:
+        if self._pool.has_idle and not self._partial:
             moment = min(moment, self._queue.next_due()[0])
         if moment >= self._wakes_at:
             return

@@ -1,5 +1,6 @@
 """One batch at a time: a thread with an execution context of its own."""
 
+import asyncio
 import queue
 import threading
 import time
@@ -7,9 +8,11 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from infer_svc.backends import Context
+from infer_svc.backends import Engine
+from infer_svc.backends.batch import NO_TIMES, RunTimes
+from infer_svc.golden import Golden
 from mesh.errors import EngineError
-from mesh.tensor import Tensors, pack
+from mesh.tensor import Tensors, pack, pack_rows
 
 
 @dataclass(eq=False)
@@ -36,24 +39,75 @@ class BatchResult:
     """Time in the engine, with joining the inputs and moving them there and back."""
     around_s: float = 0.0
     """Time to wait for the thread and split outputs."""
+    times: RunTimes = NO_TIMES
+    """As the context measured them."""
 
 
 class Lane:
-    """Runs batches on one context, each handed over and back between two threads once."""
+    """Runs batches on one context, each handed over and back between two threads once.
 
-    def __init__(self, name: str, context: Context, loop: AbstractEventLoop) -> None:
+    Args:
+        name: for people.
+        engine: that opens the context, in the calling thread.
+        loop: of whoever submits.
+
+    Raises:
+        EngineError: no context can be opened.
+    """
+
+    def __init__(self, name: str, engine: Engine, loop: AbstractEventLoop) -> None:
         self.name = name
-        self._context = context
+        self.engine = engine
+        self.busy_since = 0.0
+        """When the batch that runs now began, on the clock of `time.monotonic`; 0: none does."""
+        self.idle_since = time.monotonic()
+        """When the last batch ended."""
+        self._context = engine.open()
         self._loop = loop
-        self._work: queue.SimpleQueue[tuple[Batch, Callable[[BatchResult], None]] | None] = (
-            queue.SimpleQueue()
-        )
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run_forever, name=name, daemon=True)
         self._thread.start()
 
     def submit(self, batch: Batch, done: Callable[[BatchResult], None]) -> None:
         """Run a batch; `done` is called in the event loop."""
-        self._work.put((batch, done))
+
+        def job() -> None:
+            self.busy_since = time.monotonic()
+            result = self.run(batch)
+            self.idle_since = time.monotonic()
+            self.busy_since = 0.0
+            self._loop.call_soon_threadsafe(done, result)
+
+        self._work.put(job)
+
+    async def check(self, golden: Golden | None) -> str:
+        """Run a batch with a known answer; return what is wrong with the lane's, or nothing."""
+
+        def work() -> str:
+            self.busy_since = time.monotonic()
+            try:
+                return golden.compare(self.answer) if golden is not None else ""
+            finally:
+                self.idle_since = time.monotonic()
+                self.busy_since = 0.0
+
+        return await self._do(work)
+
+    async def rebuild(self) -> str:
+        """Make the context anew; return why that failed, or nothing."""
+        return await self._do(self._context.rebuild)
+
+    async def release(self) -> str:
+        """Close the context, so that the engine can be loaded anew; return why that failed."""
+        return await self._do(self._context.close)
+
+    async def reopen(self) -> str:
+        """Open a context after `release`; return why that failed, or nothing."""
+
+        def work() -> None:
+            self._context = self.engine.open()
+
+        return await self._do(work)
 
     def close(self) -> None:
         """Finish what was submitted and end the thread."""
@@ -67,16 +121,42 @@ class Lane:
             started = time.monotonic()
             outputs = self._context.run(batch.parts)
             result.run_s = time.monotonic() - started
+            result.times = self._context.times
             result.payloads = _split(outputs, batch)
-        except Exception as err:  # noqa: BLE001 the batch loop; each request's errors layer logs it
+        except Exception as err:  # noqa: BLE001 the batch loop; recovery decides what comes of it
             result.error = err
         result.around_s = max(0.0, time.monotonic() - batch.formed - result.run_s)
         return result
 
+    def answer(self, inputs: Tensors) -> Tensors:
+        """Return outputs that stay, in the calling thread; as `run`, with its errors.
+
+        Raises:
+            EngineError, InvalidInput: as `infer_svc.backends.Context.run`.
+        """
+        return {name: array.copy() for name, array in self._context.run([inputs]).items()}
+
+    async def _do(self, work: Callable[[], str | None]) -> str:
+        """Run something in the lane's thread; return what went wrong, or nothing."""
+        done: asyncio.Future[str] = self._loop.create_future()
+
+        def finish(text: str) -> None:
+            if not done.done():
+                done.set_result(text)
+
+        def job() -> None:
+            try:
+                text = work() or ""
+            except Exception as err:  # noqa: BLE001 the lane's loop; recovery decides
+                text = f"{type(err).__name__}: {err}"
+            self._loop.call_soon_threadsafe(finish, text)
+
+        self._work.put(job)
+        return await done
+
     def _run_forever(self) -> None:
         while (job := self._work.get()) is not None:
-            batch, done = job
-            self._loop.call_soon_threadsafe(done, self.run(batch))
+            job()
         self._context.close()
 
 
@@ -90,9 +170,4 @@ def _split(outputs: Tensors, batch: Batch) -> list[bytes]:
                 f"output {name!r} has {len(array)} rows for a batch of {wanted}; "
                 "set max_batch_size to 0 if the model has no batch dimension"
             )
-    payloads = []
-    at = 0
-    for rows in batch.rows:
-        payloads.append(pack({name: array[at : at + rows] for name, array in outputs.items()}))
-        at += rows
-    return payloads
+    return pack_rows(outputs, batch.rows)

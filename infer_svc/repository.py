@@ -1,6 +1,8 @@
 """The model repository: Triton's folder layout, one model per folder."""
 
+import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,6 +52,25 @@ def model_folders(root: Path) -> list[Path]:
         for folder in sorted(root.iterdir())
         if folder.is_dir() and ((folder / "config.pbtxt").exists() or _versions(folder))
     ]
+
+
+def preloaded(folders: Sequence[Path], names: Sequence[str]) -> list[Path]:
+    """Return the folders of the models to be preloaded, in their order.
+
+    Args:
+        folders: of all models.
+        names: of those; `*` stands for all that are not named.
+
+    Raises:
+        SettingsError: a name is none of theirs.
+    """
+    by_name = {folder.name: folder for folder in folders}
+    unknown = [name for name in names if name not in by_name and name != "*"]
+    if unknown:
+        raise SettingsError(f"INFER_PRELOAD names {unknown}, the repository has {sorted(by_name)}")
+    others = [name for name in by_name if name not in names]
+    order = itertools.chain.from_iterable(others if name == "*" else [name] for name in names)
+    return [by_name[name] for name in dict.fromkeys(order)]
 
 
 def load_model(folder: Path, machine: Machine) -> Model:

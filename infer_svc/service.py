@@ -3,17 +3,25 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from opentelemetry.trace import Tracer
 
-from infer_svc.backends import Machine
+from infer_svc.backends import Engine, Machine
 from infer_svc.batcher import Batcher
 from infer_svc.config import ModelConfig, read_config
+from infer_svc.golden import Golden
 from infer_svc.lane import Batch, Lane
-from infer_svc.repository import Model, load_model, model_folders, warmup_inputs
+from infer_svc.pool import LanePool
+from infer_svc.repository import (
+    Model,
+    load_model,
+    model_folders,
+    preloaded,
+    warmup_inputs,
+)
 from mesh.arena import ALIGN, Lender
 from mesh.errors import (
     EngineError,
@@ -35,6 +43,9 @@ log = logging.getLogger(__name__)
 MAX_SLOT_BYTES = 4 * 1024 * 1024
 """All slots are as large as the largest model's row needs, if it needs no more than this."""
 
+OPEN_TRIES = 3
+"""A context that could not be opened may be opened the next time."""
+
 
 @dataclass(frozen=True)
 class Served:
@@ -42,7 +53,7 @@ class Served:
 
     model: Model
     batcher: Batcher
-    lanes: tuple[Lane, ...]
+    pool: LanePool
 
 
 class InferHandler:
@@ -71,6 +82,11 @@ class InferHandler:
         self._tracer = tracer
         self._served: dict[str, Served] = {}
         self._broken: dict[str, MeshError] = {}
+        self._lost = ""
+        self.on_lost: Callable[[str], None] = lambda reason: None
+        """Called once when only a new process helps, with the reason."""
+        self.on_health: Callable[[str, bool], None] = lambda model, serving: None
+        """Called when a model cannot run for a while (False), and when it can again."""
         self._preload = preload
         self._coming: list[Path] = []
         self._preloading: asyncio.Task[None] | None = None
@@ -91,7 +107,7 @@ class InferHandler:
         slots = [_slot_bytes(served.model.config) for served in self._served.values()]
         slots += map(_declared_slot_bytes, self._coming)
         self._lender.open(max(slots, default=0))
-        self._told_serving()
+        self._tell_serving()
         if self._coming:
             self._preloading = asyncio.create_task(self._load_coming())
 
@@ -115,6 +131,20 @@ class InferHandler:
             self._lender.read(at, request.client)  # else it was lent anew while the batch ran
         return reply
 
+    def lose(self, reason: str) -> None:
+        """Fail what is under way, so that it is done elsewhere, and take no more: the GPU is lost.
+
+        Args:
+            reason: for the log and the callers.
+        """
+        if self._lost:
+            return
+        self._lost = reason
+        log.critical("this process is of no more use", extra={"reason": reason})
+        for served in self._served.values():
+            served.batcher.abandon(StageUnavailable(f"this replica starts anew: {reason}"))
+        self.on_lost(reason)
+
     def describe(self, targets: Iterable[Target]) -> list[TargetSpec]:
         """Return what each model takes and makes; no targets: every model."""
         coming = [folder.name for folder in self._coming]
@@ -130,15 +160,21 @@ class InferHandler:
         if self._preloading is not None:
             await self._preloading
 
+    def pools(self) -> list[LanePool]:
+        """Return the lanes of every model that is served now."""
+        return [served.pool for served in self._served.values()]
+
     def close(self) -> None:
         """Let the lanes finish and end their threads."""
         for served in self._served.values():
-            for lane in served.lanes:
+            for lane in served.pool.lanes:
                 lane.close()
             for placement in served.model.placements:
                 placement.engine.close()
 
     def _find(self, name: str) -> Served:
+        if self._lost:
+            raise StageUnavailable(f"this replica starts anew: {self._lost}")
         served = self._served.get(name)
         if served is not None:
             return served
@@ -157,9 +193,10 @@ class InferHandler:
             log.error("model refused", extra={"model": folder.name, "error": str(err)})
             return
         self._served[folder.name] = served
+        self.on_health(folder.name, True)
         fields = {
             "model": folder.name, "version": served.model.version,
-            "lanes": len(served.lanes), "s": round(time.monotonic() - started, 3),
+            "lanes": len(served.pool.lanes), "s": round(time.monotonic() - started, 3),
         }  # fmt: skip
         log.info("model ready", extra=fields)
 
@@ -171,9 +208,9 @@ class InferHandler:
                 log.exception("model cannot be loaded", extra={"model": self._coming[0].name})
                 self._broken[self._coming[0].name] = Refused("it cannot be loaded; see the log")
             self._coming.pop(0)
-            self._told_serving()
+            self._tell_serving()
 
-    def _told_serving(self) -> None:
+    def _tell_serving(self) -> None:
         """Let nothing be built on a GPU that serves."""
         placements = [one for served in self._served.values() for one in served.model.placements]
         if self._machine.builds is not None:
@@ -182,19 +219,23 @@ class InferHandler:
     def _load(self, folder: Path, loop: asyncio.AbstractEventLoop) -> Served:
         model = load_model(folder, self._machine)
         name = model.config.name
-        engines = [
-            placement.engine for placement in model.placements for _ in range(placement.lanes)
-        ]
-        lanes = tuple(
-            Lane(f"{name}-{index}", engine.open(), loop) for index, engine in enumerate(engines)
-        )
+        lanes: list[Lane] = []
+        spares: list[Lane] = []
         try:
-            _warm_up(model, lanes)
+            for index, placement in enumerate(model.placements):
+                for _ in range(placement.lanes):
+                    lanes.append(_open_lane(f"{name}-{len(lanes)}", placement.engine, loop))
+                spares.append(_open_lane(f"{name}-spare-{index}", placement.engine, loop))
+            golden = _warm_up(model, (*lanes, *spares))
         except BaseException:
-            for lane in lanes:
+            for lane in (*lanes, *spares):
                 lane.close()
             raise
-        return Served(model, Batcher(model.config, lanes, self._tracer), lanes)
+        pool = LanePool(lanes, spares, golden)
+        batcher = Batcher(
+            model.config, pool, self._tracer, self.lose, lambda on: self.on_health(name, on)
+        )
+        return Served(model, batcher, pool)
 
     def _describe(self, name: str) -> TargetSpec:
         spec = TargetSpec(name=name)
@@ -211,27 +252,8 @@ class InferHandler:
         return spec
 
 
-def preloaded(folders: Sequence[Path], names: Sequence[str]) -> list[Path]:
-    """Return the folders of the models to be preloaded, in the order of their names.
-
-    Raises:
-        SettingsError: a name is none of theirs.
-    """
-    by_name = {folder.name: folder for folder in folders}
-    unknown = [name for name in names if name not in by_name and name != "*"]
-    if unknown:
-        raise SettingsError(f"INFER_PRELOAD names {unknown}, the repository has {sorted(by_name)}")
-    found: list[Path] = []
-    for name in names:
-        chosen = (
-            [one for one in folders if one.name not in names] if name == "*" else [by_name[name]]
-        )
-        found += [folder for folder in chosen if folder not in found]
-    return found
-
-
 def _declared_slot_bytes(folder: Path) -> int:
-    """Return the same for a model that is not loaded yet, as far as its config tells."""
+    """Return `_slot_bytes` of a model that is not loaded yet, as far as its config tells."""
     try:
         return _slot_bytes(read_config(folder))
     except SettingsError:
@@ -245,8 +267,19 @@ def _slot_bytes(config: ModelConfig) -> int:
     return size if all(spec.row_bytes() for spec in inputs) and size <= MAX_SLOT_BYTES else 0
 
 
-def _warm_up(model: Model, lanes: Iterable[Lane]) -> None:
+def _open_lane(name: str, engine: Engine, loop: asyncio.AbstractEventLoop) -> Lane:
+    for _ in range(OPEN_TRIES - 1):
+        try:
+            return Lane(name, engine, loop)
+        except EngineError as err:
+            log.warning("no context", extra={"lane": name, "error": str(err)})
+    return Lane(name, engine, loop)
+
+
+def _warm_up(model: Model, lanes: Iterable[Lane]) -> Golden | None:
+    """Run the warm-up requests on every lane; return one with its answer."""
     name = model.config.name
+    golden = None
     for tensors, count in warmup_inputs(model):
         check_tensors(tensors, model.config.inputs)
         rows = _rows(tensors, model.config.max_rows, name)
@@ -255,6 +288,8 @@ def _warm_up(model: Model, lanes: Iterable[Lane]) -> None:
                 error = lane.run(Batch([tensors], [rows])).error
                 if error is not None:
                     raise EngineError(f"a warm-up of model {name!r} failed: {error}") from error
+            golden = golden or Golden.record(tensors, lane.answer)
+    return golden
 
 
 def _rows(tensors: Tensors, max_rows: int, name: str) -> int:

@@ -24,6 +24,13 @@ class InferSettings(ServiceSettings):
     arena_mbytes: int = Field(48, ge=0, le=65536)
     """Megabytes of memory shared with the other services of this machine, for tensors that then
     need not be sent; Docker gives a container 64 in all unless told otherwise. 0: none."""
+    hang_s: float = Field(30.0, gt=0)
+    """A batch that runs for longer than this never ends: the process does, with status 70."""
+    probe_s: float = Field(10.0, gt=0)
+    """A lane without work for so long is checked with a batch whose answer is known."""
+    faults: str = ""
+    """Failures on purpose, for tests: `SEAM=RATE,…`, as `enqueue=0.01,stall=0.001:5`; the seams
+    are in `infer_svc/faults.py`."""
     max_age_s: float = Field(float("inf"), gt=0)
     """A client's stream older than this moves to a new one, so that new replicas get traffic."""
     engine_cache: Path = Path("~/.cache/trtmesh/engines")

@@ -55,7 +55,7 @@ class Host:
         self._names.append(name)
         self.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, methods),))
 
-    async def set_health(self, service: str, serving: bool) -> None:
+    def set_health(self, service: str, serving: bool) -> None:
         """Tell the health of a service; the empty name stands for the whole process."""
         self._health.set(service, serving)
 
@@ -65,7 +65,7 @@ class Host:
         Raises:
             SettingsError: the address cannot be bound.
         """
-        await self.set_health("", False)
+        self.set_health("", False)
         reflection.enable_server_reflection([*self._names, reflection.SERVICE_NAME], self.server)
         _remove_stale_socket(self._bind)
         try:
@@ -84,6 +84,10 @@ class Host:
             loop.add_signal_handler(number, self._on_signal)
         await self._stop.wait()
 
+    def leave(self) -> None:
+        """Turn NOT_SERVING, for good."""
+        self._health.leave()
+
     async def stop(self, drain: Callable[[], Awaitable[None]], grace_s: float) -> None:
         """Turn NOT_SERVING, finish what is under way, and stop.
 
@@ -91,7 +95,7 @@ class Host:
             drain: finishes the streams.
             grace_s: seconds for unary calls after that.
         """
-        self._health.leave()
+        self.leave()
         log.info("draining")
         await drain()
         await self.server.stop(grace_s)

@@ -1,6 +1,11 @@
 """What the processes of the three stages have in common: `Run`, `Describe`, a life cycle."""
 
+import asyncio
+import faulthandler
+import os
+import time
 from collections.abc import Awaitable, Callable, Iterable
+from typing import NoReturn
 
 import grpc
 
@@ -20,6 +25,9 @@ from protos.mesh.v1.stage_pb2 import (
     Target,
     TargetSpec,
 )
+
+FLUSH_S = 0.1
+"""For answers that are handed to gRPC to reach the wire."""
 
 Describe = Callable[[Iterable[Target]], Iterable[TargetSpec]]
 
@@ -74,9 +82,24 @@ class Stage:
             await prepare()
         self._server.open()
         for service in ("", self._name):
-            await self.host.set_health(service, True)
+            self.host.set_health(service, True)
         await self.host.wait_for_signal()
         await self.host.stop(lambda: self._server.drain(self._settings.drain_s), 1.0)
+
+    async def abandon(self, status: int, limit_s: float = 1.0) -> NoReturn:
+        """Turn NOT_SERVING, hand out the answers that there are, and end without any cleanup.
+
+        Args:
+            status: of the process.
+            limit_s: seconds for the answers.
+        """
+        self.host.leave()
+        end = time.monotonic() + limit_s
+        while self._server.depth and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(FLUSH_S)
+        faulthandler.dump_traceback()
+        os._exit(status)  # destructors of a lost GPU's objects hang, or end in a signal
 
     async def _on_describe(self, request: Request) -> Reply:
         response = DescribeResponse(

@@ -45,6 +45,7 @@ BATCH_ROWS = "mesh.batch.rows"
 BATCH_ITEMS = "mesh.batch.items"
 BATCH_INDEX = "mesh.batch.index"
 LANE = "mesh.lane"
+RECOVERY = "mesh.recovery"
 PIPELINE = "mesh.pipeline"
 
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")

@@ -1,7 +1,8 @@
 """Tensors between numpy and the wire: names, dtypes, shapes, bytes."""
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,16 +140,57 @@ def pack(tensors: Mapping[str, Array], place: Place | None = None) -> bytes:
     """
     parts: list[bytes | memoryview] = []
     for name, array in tensors.items():
-        tensor = tensor_pb2.Tensor(name=name, dtype=dtype_name(array), shape=array.shape)
         raw = _to_raw(array)
         at = place(raw) if place is not None and isinstance(raw, memoryview) else None
-        if at is not None:
-            tensor.slot.CopyFrom(at)
-            head, raw = tensor.SerializeToString(), b""
-        else:
-            head = tensor.SerializeToString() + _RAW_TAG + _varint(len(raw))
-        parts += (_TENSOR_TAG + _varint(len(head) + len(raw)) + head, raw)
+        if at is None:
+            parts += (_head(name, array, len(raw)), raw)
+            continue
+        tensor = tensor_pb2.Tensor(name=name, dtype=dtype_name(array), shape=array.shape, slot=at)
+        message = tensor.SerializeToString()
+        parts.append(_TENSOR_TAG + _varint(len(message)) + message)
     return b"".join(parts)
+
+
+def _head(name: str, array: Array, size: int) -> bytes:
+    """Return what protobuf writes of a tensor before so many bytes of elements."""
+    tensor = tensor_pb2.Tensor(name=name, dtype=dtype_name(array), shape=array.shape)
+    head = tensor.SerializeToString() + _RAW_TAG + _varint(size)
+    return _TENSOR_TAG + _varint(len(head) + size) + head
+
+
+def pack_rows(tensors: Mapping[str, Array], counts: Sequence[int]) -> list[bytes]:
+    """Serialize tensors in pieces along their first axis, each as `pack` would.
+
+    What is the same for pieces of a size is made once: a batch's are mostly of one row.
+
+    Args:
+        tensors: by name, all with `sum(counts)` rows.
+        counts: rows of each piece.
+    """
+    raws = {name: _to_raw(array) for name, array in tensors.items()}
+    if not all(isinstance(raw, memoryview) for raw in raws.values()):
+        ends = itertools.accumulate(counts)
+        return [
+            pack({name: array[end - count : end] for name, array in tensors.items()})
+            for count, end in zip(counts, ends, strict=True)
+        ]
+    row_bytes = {name: array.nbytes // max(len(array), 1) for name, array in tensors.items()}
+    heads = {
+        count: [
+            _head(name, array[:count], count * row_bytes[name]) for name, array in tensors.items()
+        ]
+        for count in set(counts)
+    }
+    pieces = []
+    at = 0
+    for count in counts:
+        parts: list[bytes | memoryview] = []
+        for head, (name, raw) in zip(heads[count], raws.items(), strict=True):
+            size = row_bytes[name]
+            parts += (head, raw[at * size : (at + count) * size])
+        pieces.append(b"".join(parts))
+        at += count
+    return pieces
 
 
 def unpack(payload: bytes, read: Read | None = None) -> Tensors:

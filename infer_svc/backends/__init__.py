@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from infer_svc.backends.batch import RunTimes
 from infer_svc.backends.onnxruntime import load_onnxruntime
 from infer_svc.backends.tensorrt import load_tensorrt
 from infer_svc.config import ModelConfig
+from infer_svc.faults import NO_FAULTS, Faults
 from mesh.tensor import Tensors, TensorSpec
 
 if TYPE_CHECKING:
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
 
 class Context(Protocol):
     """Runs batches one after the other; belongs to one lane."""
+
+    @property
+    def times(self) -> RunTimes:
+        """Of the last run."""
 
     def run(self, parts: Sequence[Tensors]) -> Tensors:
         """Run one batch.
@@ -28,8 +34,16 @@ class Context(Protocol):
             Outputs by name; the arrays are the caller's until the next call.
 
         Raises:
-            EngineError: the runtime refused or failed the batch.
+            EngineError: the runtime refused or failed the batch; `OutOfMemory` and `DeviceLost`
+                of `infer_svc.backends.errors` say what helps.
             InvalidInput: the engine has no room for a batch of these shapes.
+        """
+
+    def rebuild(self) -> None:
+        """Make anew what a failure may have broken; as expensive as `Engine.open` at most.
+
+        Raises:
+            EngineError: it cannot be done.
         """
 
     def close(self) -> None:
@@ -50,6 +64,13 @@ class Engine(Protocol):
     def open(self) -> Context:
         """Return a context for one lane."""
 
+    def reload(self) -> None:
+        """Load the engine anew; its contexts are closed before.
+
+        Raises:
+            EngineError: it cannot be done.
+        """
+
     def close(self) -> None:
         """Give back what the engine holds; its contexts are closed before."""
 
@@ -60,6 +81,8 @@ class Machine:
 
     threads: int = 1
     """Of the CPU, for one run of ONNX Runtime."""
+    faults: Faults = NO_FAULTS
+    """On purpose, to see that failures are survived."""
     builds: "Builds | None" = None
     """Where TensorRT's engines come from; None: there are none."""
 
@@ -69,8 +92,10 @@ Loader = Callable[[Path, ModelConfig, int | None, Machine], Engine]
 `SettingsError` or `EngineError`."""
 
 BACKENDS: dict[str, Loader] = {
-    "onnxruntime": lambda path, _, __, machine: load_onnxruntime(path, machine.threads),
+    "onnxruntime": lambda path, _, __, machine: load_onnxruntime(
+        path, machine.threads, machine.faults
+    ),
     "tensorrt": lambda path, config, gpu, machine: load_tensorrt(
-        path, config, gpu or 0, machine.builds
+        path, config, gpu or 0, machine.builds, machine.faults
     ),
 }

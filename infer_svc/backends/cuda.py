@@ -5,14 +5,34 @@ while a lane is opened or closed, never while it serves.
 """
 
 import functools
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from infer_svc.backends.errors import OutOfMemory
+from infer_svc.backends.libcuda import Library
 from mesh.errors import EngineError, SettingsError
 from mesh.tensor import Array
+
+
+@dataclass
+class Usage:
+    """What this process holds of a GPU now, and how often it asked for memory."""
+
+    contexts: int = 0
+    """Execution contexts that exist."""
+    pinned_bytes: int = 0
+    """Of host memory, allocated or registered."""
+    device_bytes: int = 0
+    """Of the lanes' buffers; TensorRT's own memory is not in it."""
+    allocations: int = 0
+    """Since the start: each of them stops the GPU."""
+    frees: int = 0
+    """Since the start: each of them stops the GPU."""
 
 
 class Device:
@@ -20,20 +40,27 @@ class Device:
 
     Args:
         index: of the GPU among those that are visible.
+        driver: PyCUDA's module.
+        library: the driver's calls that PyCUDA has not.
 
     Raises:
-        SettingsError: there is no PyCUDA, no driver, or no such GPU.
+        SettingsError: there is no such GPU.
     """
 
-    def __init__(self, index: int) -> None:
-        self.driver = load_driver()
+    def __init__(self, index: int, driver: Any, library: Library) -> None:
+        self.index = index
+        self.driver = driver
+        self.library = library
+        self.usage = Usage()
+        self._registered: list[tuple[int, int]] = []
+        self._guard = threading.Lock()
         try:
-            device = self.driver.Device(index)
+            device = driver.Device(index)
             self.name: str = device.name()
             self.compute_capability: tuple[int, int] = device.compute_capability()
             # Not make_context or pycuda.autoinit: a second context cannot use TensorRT's memory.
             self._context = device.retain_primary_context()
-        except self.driver.Error as err:
+        except driver.Error as err:
             raise SettingsError(f"GPU {index} cannot be used: {err}") from err
 
     @contextmanager
@@ -43,10 +70,58 @@ class Device:
         try:
             yield
         except (self.driver.Error, MemoryError) as err:
-            raise EngineError(f"the GPU failed: {err}") from err
+            kind = OutOfMemory if isinstance(err, MemoryError) else EngineError
+            raise kind(f"the GPU failed: {err}") from err
         finally:
             # A thread that ends with a context on its stack would end the process.
             self._context.pop()
+
+    def memory(self) -> tuple[int, int]:
+        """Return the free and the whole memory of the GPU, in bytes."""
+        with self.current():
+            free, whole = self.driver.mem_get_info()
+        return int(free), int(whole)
+
+    def count(self, **changes: int) -> None:
+        """Add to the figures of `usage`."""
+        with self._guard:
+            for name, change in changes.items():
+                setattr(self.usage, name, getattr(self.usage, name) + change)
+
+    def register(self, memory: memoryview) -> None:
+        """Pin memory that exists, as an arena's, so that tensors in it go to the GPU as they are.
+
+        Raises:
+            EngineError: the driver refuses; the limit of locked memory may be too low.
+        """
+        address = address_of(np.frombuffer(memory, np.uint8))
+        with self.current():
+            self.library.register(address, memory.nbytes)
+        self._registered.append((address, address + memory.nbytes))
+        self.count(pinned_bytes=memory.nbytes)
+
+    def unregister_all(self) -> None:
+        """End every `register`, before the memory goes."""
+        with self.current():
+            while self._registered:
+                begin, end = self._registered.pop()
+                self.library.unregister(begin)
+                self.count(pinned_bytes=begin - end)
+
+    def is_registered(self, array: Array) -> bool:
+        """Tell whether the GPU can read an array where it is."""
+        if not self._registered or not array.flags.c_contiguous:
+            return False
+        begin = address_of(array)
+        return any(
+            first <= begin and begin + array.nbytes <= last for first, last in self._registered
+        )
+
+
+def address_of(array: Array) -> int:
+    """Return where an array's elements begin."""
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 def visible_gpus() -> int:
@@ -80,7 +155,7 @@ def load_driver() -> Any:
 @functools.cache
 def device(index: int) -> Device:
     """Return a GPU; a process has one context on it."""
-    return Device(index)
+    return Device(index, load_driver(), Library())
 
 
 class Buffer:
@@ -89,51 +164,67 @@ class Buffer:
     All but `view` needs the GPU's context to be current.
     """
 
-    def __init__(self, driver: Any, elements: int, dtype: np.dtype[np.generic]) -> None:
-        self._driver = driver
+    def __init__(self, gpu: Device, elements: int, dtype: np.dtype[np.generic]) -> None:
+        self._gpu = gpu
+        driver = gpu.driver
         self.host: Array = driver.pagelocked_empty(
             max(elements, 1), dtype, mem_flags=driver.host_alloc_flags.PORTABLE
         )
         self.host[:] = 0
+        self.item_bytes = self.host.itemsize
+        self._host_address = address_of(self.host)
         self._device = driver.mem_alloc(self.host.nbytes)
-
-    @property
-    def address(self) -> int:
+        self.address = int(self._device)
         """On the GPU."""
-        return int(self._device)
+        size = self.host.nbytes
+        gpu.count(pinned_bytes=size, device_bytes=size, allocations=2)
 
     def view(self, shape: tuple[int, ...]) -> Array:
         """Return the beginning of the pinned memory as an array."""
         return self.host[: int(np.prod(shape))].reshape(shape)
 
-    def upload(self, shape: tuple[int, ...], stream: Any) -> None:
-        """Begin to copy that much to the GPU."""
-        self._driver.memcpy_htod_async(self._device, self.view(shape), stream)
+    def upload(self, size: int, stream: int) -> None:
+        """Queue a copy of that many bytes to the GPU."""
+        self._gpu.library.to_device(self.address, self._host_address, size, stream)
 
-    def download(self, shape: tuple[int, ...], stream: Any) -> None:
-        """Begin to copy that much from the GPU."""
-        self._driver.memcpy_dtoh_async(self.view(shape), self._device, stream)
+    def download(self, size: int, stream: int) -> None:
+        """Queue a copy of that many bytes from the GPU."""
+        self._gpu.library.to_host(self._host_address, self.address, size, stream)
 
     def free(self) -> None:
         """Free the memory of the GPU; the pinned memory goes with its arrays."""
         self._device.free()
+        size = self.host.nbytes
+        self._gpu.count(pinned_bytes=-size, device_bytes=-size, frees=2)
 
 
 class Stream:
-    """A stream and the event that a lane sleeps on. Needs a current context."""
+    """A stream and the events of a lane, on the last of which it sleeps. Needs a current context.
+
+    `mark` is called before the copies to the GPU, after them, after the engine, and at the end.
+    """
+
+    MARKS = 4
 
     def __init__(self, driver: Any) -> None:
-        flags = driver.event_flags
         # Not the default stream: TensorRT would wait for the whole GPU after each run.
-        self.stream = driver.Stream(1)  # CU_STREAM_NON_BLOCKING
-        self._done = driver.Event(flags.BLOCKING_SYNC | flags.DISABLE_TIMING)
+        self._stream = driver.Stream(1)  # CU_STREAM_NON_BLOCKING
+        self._events = [driver.Event(driver.event_flags.BLOCKING_SYNC) for _ in range(self.MARKS)]
+        self.handle = int(self._stream.handle)
+        """As TensorRT and the driver take it."""
 
-    @property
-    def handle(self) -> int:
-        """As TensorRT takes it."""
-        return int(self.stream.handle)
+    def mark(self, index: int) -> None:
+        """Note when the GPU comes to this point of the stream."""
+        self._events[index].record(self._stream)
 
     def wait(self) -> None:
         """Sleep until everything that was queued so far is done."""
-        self._done.record(self.stream)
-        self._done.synchronize()
+        self.mark(self.MARKS - 1)
+        self._events[-1].synchronize()
+
+    def seconds(self) -> list[float]:
+        """Return the times between the marks, once `wait` has returned."""
+        return [
+            1e-3 * float(begin.time_till(end))
+            for begin, end in zip(self._events, self._events[1:], strict=False)
+        ]

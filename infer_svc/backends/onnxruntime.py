@@ -1,5 +1,6 @@
 """ONNX Runtime on the CPU: the embedded default."""
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from infer_svc.backends.batch import join
+from infer_svc.backends.batch import RunTimes, join
+from infer_svc.faults import NO_FAULTS, Faults
 from mesh.errors import EngineError, SettingsError
 from mesh.tensor import NUMPY_DTYPES, Array, Tensors, TensorSpec
 
@@ -29,44 +31,85 @@ _DTYPES = {
 
 
 class OnnxRuntimeEngine:
-    """A session; ONNX Runtime lets several threads run one at a time of their own."""
+    """A session, which several threads may run at a time."""
 
-    def __init__(self, session: ort.InferenceSession) -> None:
-        self._session = session
-        self.inputs = tuple(_spec(node) for node in session.get_inputs())
-        self.outputs = tuple(_spec(node) for node in session.get_outputs())
-        self._names = [spec.name for spec in self.outputs]
+    def __init__(self, path: Path, threads: int, faults: Faults, literal: bool) -> None:
+        self._path = path
+        self._literal = literal
+        self._threads = threads
+        self._faults = faults
+        self._session = _session(path, threads, literal)
+        self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
+        self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
 
-    def open(self) -> "OnnxRuntimeEngine":
-        """Return a context for one lane: the session itself."""
-        return self
+    def open(self) -> "OnnxRuntimeContext":
+        """Return a context for one lane."""
+        self._faults.at("context")
+        return OnnxRuntimeContext(self._session, [spec.name for spec in self.outputs], self._faults)
+
+    def reload(self) -> None:
+        """Load the file anew."""
+        try:
+            self._session = _session(self._path, self._threads, self._literal)
+        except SettingsError as err:
+            raise EngineError(str(err)) from err
 
     def close(self) -> None:
         """Do nothing: the session goes with its last user."""
 
+
+class OnnxRuntimeContext:
+    """The session as one lane sees it."""
+
+    def __init__(self, session: ort.InferenceSession, names: list[str], faults: Faults) -> None:
+        self.times = RunTimes()
+        self._session = session
+        self._names = names
+        self._faults = faults
+
     def run(self, parts: Sequence[Tensors]) -> Tensors:
         """Run one batch; contract as in `infer_svc.backends.Context`."""
+        for seam in ("h2d", "enqueue", "stall", "memory", "device"):
+            self._faults.at(seam)
         try:
             inputs = {name: _each(bytes.decode, array) for name, array in join(parts).items()}
+            started = time.perf_counter()
             outputs = self._session.run(self._names, inputs)
         except _ERRORS as err:
             raise EngineError(f"ONNX Runtime failed the batch: {err}") from err
+        self._faults.at("sync")
+        elements = sum(array.size for array in inputs.values())
+        self.times = RunTimes(0.0, time.perf_counter() - started, 0.0, elements, elements)
         return {
             name: _each(str.encode, array) for name, array in zip(self._names, outputs, strict=True)
         }
 
+    def rebuild(self) -> None:
+        """Do nothing but what a fault asks for: a session keeps no state between runs."""
+        self._faults.at("context")
 
-def load_onnxruntime(path: Path, threads: int, *, literal: bool = False) -> OnnxRuntimeEngine:
+    def close(self) -> None:
+        """Do nothing: the session goes with its last user."""
+
+
+def load_onnxruntime(
+    path: Path, threads: int, faults: Faults = NO_FAULTS, *, literal: bool = False
+) -> OnnxRuntimeEngine:
     """Load an ONNX file.
 
     Args:
         path: the model.
         threads: that one run may use.
+        faults: on purpose.
         literal: run the graph node by node as it is written, nothing fused or folded.
 
     Raises:
         SettingsError: the file is no model that ONNX Runtime can run.
     """
+    return OnnxRuntimeEngine(path, threads, faults, literal)
+
+
+def _session(path: Path, threads: int, literal: bool) -> ort.InferenceSession:
     ort.disable_telemetry_events()  # else some builds send usage to their maker
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -77,12 +120,11 @@ def load_onnxruntime(path: Path, threads: int, *, literal: bool = False) -> Onnx
     if literal:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = ort.InferenceSession(
+        return ort.InferenceSession(
             str(path), sess_options=options, providers=["CPUExecutionProvider"]
         )
     except _ERRORS as err:
         raise SettingsError(f"ONNX Runtime cannot load {path}: {err}") from err
-    return OnnxRuntimeEngine(session)
 
 
 def _each(convert: Callable[[Any], object], array: Array) -> Array:

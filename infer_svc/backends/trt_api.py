@@ -82,6 +82,11 @@ class Api:
         """Pass on to `logging` what TensorRT said; each call of this class does so at its end."""
         self.lines.flush()
 
+    @property
+    def captures_graphs(self) -> bool:
+        """Tell whether contexts make CUDA graphs of their runs by themselves."""
+        return hasattr(self.trt, "CudaGraphStrategy")
+
     def build(
         self,
         onnx: Path,

@@ -12,7 +12,7 @@ from infer_svc.backends.tensorrt import tensorrt_api
 from infer_svc.backends.trt_api import Api
 from infer_svc.build.cache import CachedEngine, EngineCache
 from infer_svc.build.child import Child
-from infer_svc.build.manifest import PORTABLE, Key, Target, target_of
+from infer_svc.build.manifest import PORTABLE, Key, target_of
 from infer_svc.build.order import Order, order_for, plugin_paths
 from infer_svc.build.selection import plan_of, source_of
 from infer_svc.config import ModelConfig

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from infer_svc.backends.tensorrt import onnx_inputs, profiles_of
+from infer_svc.backends.shapes import profiles_of
+from infer_svc.backends.tensorrt import onnx_inputs
 from infer_svc.backends.trt_build import Profile, Range
 from infer_svc.build.manifest import Key, Target, file_hash, model_hash, profiles_json
 from infer_svc.build.recipe import Recipe

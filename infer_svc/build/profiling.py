@@ -125,9 +125,9 @@ class ProfileLane:
             self._buffers = []
             for tensor in tensors:
                 size = math.prod(self._context.get_tensor_shape(tensor.name))
-                buffer = Buffer(gpu.driver, size, np.dtype(tensor.dtype))
+                buffer = Buffer(gpu, size, np.dtype(tensor.dtype))
                 if tensor.is_input:
-                    buffer.upload(self.shapes[tensor.name], self._stream.stream)
+                    buffer.upload(buffer.host.nbytes, self._stream.handle)
                 self._context.set_tensor_address(tensor.name, buffer.address)
                 self._buffers.append(buffer)
             self._times = api.watch(self._context)

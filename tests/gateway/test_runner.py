@@ -348,7 +348,7 @@ class FakeHost:
     def __init__(self) -> None:
         self.health: dict[str, bool] = {}
 
-    async def set_health(self, service: str, serving: bool) -> None:
+    def set_health(self, service: str, serving: bool) -> None:
         self.health[service] = serving
 
 

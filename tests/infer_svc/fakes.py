@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Sequence
 
-from infer_svc.backends.batch import join
+from infer_svc.backends.batch import NO_TIMES, join
 from mesh.tensor import Tensors
 
 PATIENCE_S = 20.0
@@ -21,6 +21,12 @@ class FakeContext:
         self.most: list[list[int]] = []
         """`running` whenever a batch began."""
         self.fail: Callable[[Tensors], Exception | None] = lambda inputs: None
+        self.wrong = False
+        """Answers are wrong, and nothing says so."""
+        self.fail_rebuild: Callable[[], Exception | None] = lambda: None
+        self.opened = self.rebuilt = self.reloaded = 0
+        self.times = NO_TIMES
+        self.inputs = self.outputs = ()
         self._gate = threading.Event()
         self._lock = threading.Lock()
         self._gate.set()
@@ -37,6 +43,19 @@ class FakeContext:
     def release(self) -> None:
         self._gate.set()
 
+    def open(self) -> "FakeContext":  # a lane's engine: all lanes share it
+        """Be the engine too."""
+        self.opened += 1
+        return self
+
+    def rebuild(self) -> None:
+        self.rebuilt += 1
+        if (error := self.fail_rebuild()) is not None:
+            raise error
+
+    def reload(self) -> None:
+        self.reloaded += 1
+
     def close(self) -> None:
         """Do nothing."""
 
@@ -52,7 +71,30 @@ class FakeContext:
                 raise TimeoutError("the test did not release the engine")
             if (error := self.fail(inputs)) is not None:
                 raise error
-            return {"y": inputs["x"] + 1}
+            return {"y": inputs["x"] + (100 if self.wrong else 1)}
         finally:
             with self._lock:
                 self.running.remove(rows)
+
+
+class FakeEngine:
+    """Opens a context of its own for each lane."""
+
+    def __init__(self) -> None:
+        self.inputs = self.outputs = ()
+        self.contexts: list[FakeContext] = []
+        """All that were opened."""
+        self.prepare: Callable[[FakeContext], None] = lambda context: None
+        """Done with each context that is opened."""
+        self.reloaded = 0
+
+    def open(self) -> FakeContext:
+        self.contexts.append(FakeContext())
+        self.prepare(self.contexts[-1])
+        return self.contexts[-1]
+
+    def reload(self) -> None:
+        self.reloaded += 1
+
+    def close(self) -> None:
+        """Do nothing."""

@@ -21,6 +21,7 @@ from infer_svc import queue
 from infer_svc.batcher import Batcher
 from infer_svc.config import Batching, Instances, ModelConfig, QueuePolicy
 from infer_svc.lane import Lane
+from infer_svc.pool import LanePool
 from mesh.errors import DeadlineExceeded, EngineError, MeshError, Overloaded
 from mesh.item import Reply, Request
 from mesh.layers import stack, standard_layers
@@ -43,7 +44,9 @@ class Rig:
         loop = asyncio.get_running_loop()
         self.lanes = [Lane(f"m-{index}", self.engine, loop) for index in range(lanes)]
         config = ModelConfig("m", "none", "", max_rows, (), (), (Instances(lanes),), batching, ())
-        self.batcher = Batcher(config, self.lanes, tracer)
+        self.lost: list[str] = []
+        self.pool = LanePool(self.lanes)
+        self.batcher = Batcher(config, self.pool, tracer, self.lost.append)
         self._first = 0
 
     async def ask(
@@ -424,16 +427,16 @@ async def test_request_that_gives_up_while_it_runs_does_not_break_its_batch() ->
 async def test_failing_batch_is_an_engine_error_to_its_members_and_the_lane_works_on() -> None:
     async with rig(max_rows=4) as m:
         tasks = await m.occupy()
-        m.engine.fail = lambda inputs: EngineError("broken") if len(inputs["x"]) == 3 else None
+        m.engine.fail = lambda inputs: EngineError("broken") if len(inputs["x"]) < 4 else None
         members = m.start(1, 2)
         await m.waiting(2)
         m.engine.release()
         await asyncio.gather(*tasks)
         for outcome in await asyncio.gather(*members, return_exceptions=True):
             assert isinstance(outcome, EngineError)
-            assert str(outcome) == "broken"
+            assert str(outcome).endswith("request every time, and not on others: broken")
         await m.ask(4)
-        assert m.engine.rows == [4, 3, 4]
+        assert m.engine.rows[-1] == 4
 
 
 async def test_failing_partial_batch_lets_the_next_one_start() -> None:
@@ -444,11 +447,14 @@ async def test_failing_partial_batch_lets_the_next_one_start() -> None:
                 await asyncio.wait_for(m.ask(), 5)
 
 
-async def test_unexpected_error_reaches_each_member_for_the_errors_layer_to_map() -> None:
+async def test_unexpected_error_is_told_to_the_log_and_not_to_the_caller(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with rig() as m:
         m.engine.fail = lambda inputs: ZeroDivisionError("secret")
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(EngineError, match="the log of the server has why"):
             await m.ask()
+    assert "secret" in caplog.text
 
 
 Ask = tuple[int, int, float, bool]
@@ -611,9 +617,11 @@ async def test_span_of_a_failed_batch_has_its_error(
         m.engine.fail = lambda inputs: EngineError("broken")
         with pytest.raises(EngineError):
             await m.ask(request=Request("m", b"", trace=SAMPLED))
-    (batch,) = spans(exporter, "batch m")
-    (event,) = batch.events
+    first, *others = spans(exporter, "batch m")
+    (event,) = first.events
     assert (event.attributes or {})["exception.message"] == "broken"
+    steps = [(event.attributes or {}).get("step") for span in others for event in span.events]
+    assert [step for step in steps if step] == ["retry", "alone", "alone", "alone"]
 
 
 async def test_heavy_load_on_several_lanes_is_answered_without_loss() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infer_svc.backends.batch import join
+from infer_svc.backends.batch import NO_TIMES, join
 from infer_svc.lane import Batch, BatchResult, Lane
 from mesh.errors import EngineError
 from mesh.tensor import Tensors, bytes_tensor, unpack
@@ -19,8 +19,16 @@ from tests.infer_svc.fakes import FakeContext
 class WrongRows:
     """Answers with a row too few."""
 
+    times = NO_TIMES
+    inputs = outputs = ()
+
+    def open(self) -> "WrongRows":
+        return self
+
     def close(self) -> None:
         """Do nothing."""
+
+    rebuild = reload = close
 
     def run(self, parts: Sequence[Tensors]) -> Tensors:
         return {"y": join(parts)["x"][1:]}

@@ -251,7 +251,7 @@ async def test_missing_repository_stops_the_start(tmp_path: Path) -> None:
 async def test_each_lane_of_the_config_has_a_thread_that_close_ends(tmp_path: Path) -> None:
     write_model(tmp_path, "m", graphs.identity(), "instance_group [ { count: 3 } ]")
     async with serving(tmp_path):
-        assert sorted(lanes_alive()) == ["m-0", "m-1", "m-2"]
+        assert sorted(lanes_alive()) == ["m-0", "m-1", "m-2", "m-spare-0"]
     assert lanes_alive() == []
 
 

@@ -41,7 +41,7 @@ async def test_health_goes_from_not_serving_to_serving_to_the_end(bind: str) -> 
         await host.start()
         watcher = Watcher(channel, "")
         await eventually(lambda: watcher.seen == [NOT_SERVING])
-        await host.set_health("", True)
+        host.set_health("", True)
         await eventually(lambda: watcher.seen == [NOT_SERVING, SERVING])
 
         async def drain() -> None:
@@ -49,7 +49,7 @@ async def test_health_goes_from_not_serving_to_serving_to_the_end(bind: str) -> 
 
         stopping = asyncio.create_task(host.stop(drain, 0))
         await eventually(lambda: watcher.seen == [NOT_SERVING, SERVING, NOT_SERVING])
-        await host.set_health("", True)  # too late: who goes away does not come back
+        host.set_health("", True)  # too late: who goes away does not come back
         assert await health(channel) == NOT_SERVING
         drained.set()
         await stopping
@@ -59,7 +59,7 @@ async def test_health_goes_from_not_serving_to_serving_to_the_end(bind: str) -> 
 
 async def test_health_of_a_service_is_its_own(bind: str) -> None:
     async with running_host(bind) as host, grpc.aio.insecure_channel(bind) as channel:
-        await host.set_health(SERVICE, True)
+        host.set_health(SERVICE, True)
         assert [await health(channel), await health(channel, SERVICE)] == [NOT_SERVING, SERVING]
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await health(channel, "nobody")
@@ -70,7 +70,7 @@ async def test_service_that_comes_later_is_unknown_until_then(bind: str) -> None
     async with running_host(bind) as host, grpc.aio.insecure_channel(bind) as channel:
         watcher = Watcher(channel, "digits-detect")
         await eventually(lambda: watcher.seen == [UNKNOWN])
-        await host.set_health("digits-detect", True)
+        host.set_health("digits-detect", True)
         await eventually(lambda: watcher.seen == [UNKNOWN, SERVING])
         await watcher.stop()
 
@@ -81,7 +81,7 @@ async def test_one_that_stops_watching_leaves_the_others_their_news(bind: str) -
         await eventually(lambda: all(watcher.seen == [NOT_SERVING] for watcher in watchers))
         await watchers.pop().stop()
         await health(channel)  # one more turn, so that the server has seen the end
-        await host.set_health("", True)
+        host.set_health("", True)
         await eventually(lambda: all(w.seen == [NOT_SERVING, SERVING] for w in watchers))
         for watcher in watchers:
             await watcher.stop()

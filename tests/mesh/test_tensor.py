@@ -19,6 +19,7 @@ from mesh.tensor import (
     dtype_name,
     from_proto,
     pack,
+    pack_rows,
     to_proto,
     unpack,
 )
@@ -233,3 +234,23 @@ def test_spec_comes_back_from_the_wire() -> None:
     spec = TensorSpec("pixels", "FP32", (-1, 3, 224, 224))
     assert TensorSpec.from_proto(spec.to_proto()) == spec
     assert str(spec) == "pixels: FP32[-1,3,224,224]"
+
+
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=6),
+    st.sampled_from(["<f2", "<i8", "?", "O"]),
+    st.integers(0, 3),
+)
+def test_rows_packed_in_pieces_are_what_each_piece_packs_to(
+    counts: list[int], dtype: str, width: int
+) -> None:
+    rows = sum(counts)
+    first = np.arange(rows * width).reshape(rows, width)
+    array = first.astype(dtype) if dtype != "O" else np.full((rows, width), b"ab", object)
+    tensors = {"a": array, "b": np.arange(rows, dtype=np.int32)}
+    ends = np.cumsum(counts)
+    wanted = [
+        pack({name: value[end - count : end] for name, value in tensors.items()})
+        for count, end in zip(counts, ends, strict=True)
+    ]
+    assert pack_rows(tensors, counts) == wanted

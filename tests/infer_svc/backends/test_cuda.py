@@ -6,20 +6,21 @@ import threading
 import numpy as np
 import pytest
 
-from infer_svc.backends.cuda import Buffer, Device, Stream, device
+from infer_svc.backends.cuda import Buffer, Device, Stream, device, load_driver
+from infer_svc.backends.libcuda import Library
 from mesh.errors import EngineError, SettingsError
 
 
 def test_without_pycuda_the_fix_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycuda", None)
     with pytest.raises(SettingsError, match=r"no PyCUDA: .*; install trtmesh\[tensorrt\]"):
-        Device(0)
+        load_driver()
 
 
 @pytest.mark.gpu
 def test_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(SettingsError, match="GPU 99 cannot be used"):
-        Device(99)
+        Device(99, load_driver(), Library())
 
 
 @pytest.mark.gpu
@@ -27,13 +28,13 @@ def test_what_is_uploaded_comes_back() -> None:
     gpu = device(0)
     assert gpu.compute_capability >= (7, 5)
     with gpu.current():
-        buffer, stream = Buffer(gpu.driver, 1000, np.dtype(np.float32)), Stream(gpu.driver)
+        buffer, stream = Buffer(gpu, 1000, np.dtype(np.float32)), Stream(gpu.driver)
         sent = np.arange(600, dtype=np.float32).reshape(20, 30)
         buffer.view((20, 30))[...] = sent
-        buffer.upload((20, 30), stream.stream)
+        buffer.upload(sent.nbytes, stream.handle)
         stream.wait()
         buffer.view((20, 30))[...] = 0
-        buffer.download((20, 30), stream.stream)
+        buffer.download(sent.nbytes, stream.handle)
         stream.wait()
         np.testing.assert_array_equal(buffer.view((20, 30)), sent)
         buffer.free()

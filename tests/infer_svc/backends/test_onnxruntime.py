@@ -8,7 +8,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from infer_svc.backends import BACKENDS
+from infer_svc.backends.batch import NO_TIMES
 from infer_svc.backends.onnxruntime import OnnxRuntimeEngine, load_onnxruntime
+from infer_svc.faults import Fault, Faults
 from mesh.errors import EngineError, SettingsError
 from mesh.tensor import NUMPY_DTYPES, TensorSpec, bytes_tensor
 from tests.infer_svc import graphs
@@ -52,7 +54,7 @@ def test_numbers_of_each_dtype_pass_unchanged(tmp_path: Path, dtype: str) -> Non
     assert engine.inputs == (TensorSpec("x", dtype, (-1, 4)),)
     given = np.arange(8).reshape(2, 4).astype(NUMPY_DTYPES[dtype])
     given.flags.writeable = False  # as those that come from the wire
-    outputs = engine.run([{"x": given}])
+    outputs = engine.open().run([{"x": given}])
     assert outputs["y"].dtype == NUMPY_DTYPES[dtype]
     np.testing.assert_array_equal(outputs["y"], given)
 
@@ -68,7 +70,7 @@ def test_numbers_of_each_dtype_pass_unchanged(tmp_path: Path, dtype: str) -> Non
 def test_strings_pass_as_bytes_unchanged(tmp_path: Path, elements: tuple[bytes, ...]) -> None:
     engine = load(tmp_path, graphs.identity("BYTES"))
     assert engine.inputs == (TensorSpec("x", "BYTES", (-1, 4)),)
-    outputs = engine.run([{"x": bytes_tensor(*elements).reshape(1, 4)}])
+    outputs = engine.open().run([{"x": bytes_tensor(*elements).reshape(1, 4)}])
     assert outputs["y"].shape == (1, 4)
     assert outputs["y"].ravel().tolist() == list(elements)
 
@@ -76,12 +78,12 @@ def test_strings_pass_as_bytes_unchanged(tmp_path: Path, elements: tuple[bytes, 
 def test_strings_that_are_no_utf8_are_an_engine_error(tmp_path: Path) -> None:
     engine = load(tmp_path, graphs.identity("BYTES", ("n",)))
     with pytest.raises(EngineError, match="utf-8"):
-        engine.run([{"x": bytes_tensor(b"\xff")}])
+        engine.open().run([{"x": bytes_tensor(b"\xff")}])
 
 
 def test_empty_batch_of_strings_stays_empty(tmp_path: Path) -> None:
     engine = load(tmp_path, graphs.identity("BYTES"))
-    assert engine.run([{"x": np.empty((0, 4), object)}])["y"].shape == (0, 4)
+    assert engine.open().run([{"x": np.empty((0, 4), object)}])["y"].shape == (0, 4)
 
 
 def test_failure_at_run_time_is_an_engine_error_and_the_next_run_works(tmp_path: Path) -> None:
@@ -105,7 +107,7 @@ def test_inputs_that_do_not_fit_are_an_engine_error(
     tmp_path: Path, inputs: dict[str, np.ndarray]
 ) -> None:
     with pytest.raises(EngineError):
-        load(tmp_path, graphs.addition()).run([dict(inputs)])
+        load(tmp_path, graphs.addition()).open().run([dict(inputs)])
 
 
 def test_threads_share_an_engine(tmp_path: Path) -> None:
@@ -168,3 +170,41 @@ def test_loading_writes_no_log_lines(
     caplog.set_level(logging.DEBUG)
     load(tmp_path, graphs.addition(), threads=2)
     assert (capfd.readouterr().err, caplog.text) == ("", "")
+
+
+@pytest.mark.parametrize("seam", ["h2d", "enqueue", "sync", "memory", "device"])
+def test_fault_fails_a_run(tmp_path: Path, seam: str) -> None:
+    (tmp_path / "model.onnx").write_bytes(graphs.identity())
+    faults = Faults({seam: Fault(1.0)})
+    context = load_onnxruntime(tmp_path / "model.onnx", 1, faults).open()
+    with pytest.raises(EngineError, match=f"an injected fault at '{seam}'"):
+        context.run([{"x": np.zeros((1, 4), np.float32)}])
+    assert faults.injected == {seam: 1}
+
+
+def test_fault_at_the_making_of_a_context_fails_opening_and_rebuilding(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(graphs.identity())
+    faults = Faults()
+    engine = load_onnxruntime(tmp_path / "model.onnx", 1, faults)
+    context = engine.open()
+    faults._faults["context"] = Fault(1.0)
+    for make in (engine.open, context.rebuild):
+        with pytest.raises(EngineError, match="at 'context'"):
+            make()
+
+
+def test_file_is_loaded_anew(tmp_path: Path) -> None:
+    engine = load(tmp_path, graphs.identity())
+    engine.reload()
+    assert engine.open().run([{"x": np.ones((1, 4), np.float32)}])["y"].sum() == 4
+    (tmp_path / "model.onnx").unlink()
+    with pytest.raises(EngineError, match="ONNX Runtime cannot load"):
+        engine.reload()
+
+
+def test_times_and_elements_of_a_run_are_told(tmp_path: Path) -> None:
+    context = load(tmp_path, graphs.identity()).open()
+    assert context.times == NO_TIMES
+    context.run([{"x": np.ones((3, 4), np.float32)}])
+    assert context.times.run_s > 0
+    assert (context.times.elements, context.times.run_elements) == (12, 12)

@@ -1,4 +1,4 @@
-"""Shapes of engines on a CPU; engines against ONNX Runtime on a GPU."""
+"""Engines against ONNX Runtime, on a GPU."""
 
 import threading
 from collections.abc import Iterator
@@ -10,43 +10,14 @@ import numpy as np
 import pytest
 
 from infer_svc.backends.onnxruntime import load_onnxruntime
-from infer_svc.backends.tensorrt import load_tensorrt, profiles_of, rungs
+from infer_svc.backends.tensorrt import load_tensorrt
 from infer_svc.build.builds import Builds
 from infer_svc.config import read_config
 from mesh.errors import InvalidInput
-from mesh.tensor import Tensors, TensorSpec
+from mesh.tensor import Tensors
 
 MODELS = {"digits-classify": 32, "digits-detect": 8, "language": 32}
 LENGTHS = (16, 32, 64, 128)
-
-
-@pytest.mark.parametrize(
-    ("rows", "wanted"),
-    [(1, [1]), (2, [1, 2]), (8, [1, 2, 4, 8]), (12, [1, 2, 4, 8, 12]), (32, [1, 2, 4, 8, 16, 32])],
-)
-def test_rungs_are_powers_of_two_and_the_largest(rows: int, wanted: list[int]) -> None:
-    assert rungs(rows) == wanted
-
-
-def test_profile_of_a_model_whose_sizes_are_fixed() -> None:
-    specs = [TensorSpec("x", "UINT8", (-1, 32, 32, 3))]
-    assert profiles_of(specs, 8, LENGTHS) == [
-        {"x": ((1, 32, 32, 3), (8, 32, 32, 3), (8, 32, 32, 3))}
-    ]
-
-
-def test_profile_for_each_length() -> None:
-    specs = [TensorSpec("ids", "INT64", (-1, -1)), TensorSpec("c", "FP32", (4,))]
-    assert profiles_of(specs, 4, (16, 32)) == [
-        {"ids": ((1, 16), (4, 16), (4, 16))}, {"ids": ((1, 32), (4, 32), (4, 32))},
-    ]  # fmt: skip
-
-
-def test_profile_of_a_model_without_batches() -> None:
-    assert profiles_of([TensorSpec("x", "FP32", (3, -1))], 0, (16,)) == [
-        {"x": ((3, 16), (3, 16), (3, 16))}
-    ]
-    assert profiles_of([TensorSpec("x", "FP32", (3, 2))], 0, (16,)) == [{}]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infer_svc.backends.tensorrt import onnx_inputs, profiles_of
+from infer_svc.backends.shapes import profiles_of
+from infer_svc.backends.tensorrt import onnx_inputs
 from infer_svc.backends.trt_api import Api, Kernels, load_api
 from mesh.errors import EngineError, SettingsError
 from tests.infer_svc.backends.engines import RELU_PROFILE, FakeModule, one_node

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from infer_svc.backends.tensorrt import onnx_inputs, profiles_of
+from infer_svc.backends.shapes import profiles_of
+from infer_svc.backends.tensorrt import onnx_inputs
 from infer_svc.backends.trt_api import Api, load_api
 from infer_svc.backends.trt_build import Recipe, make_plan
 from mesh.errors import EngineError

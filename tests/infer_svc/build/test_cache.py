@@ -3,6 +3,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,7 @@ DAMAGE = [truncate, flip, remove_plan, remove_manifest, break_manifest, change_k
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
 def test_broken_or_foreign_entry_is_missing_with_a_log_line_and_is_replaced(
-    cache: EngineCache, damage: "type[object]", caplog: pytest.LogCaptureFixture
+    cache: EngineCache, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = store(cache, key())
     damage(folder)

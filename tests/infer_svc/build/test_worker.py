@@ -148,7 +148,7 @@ def test_only_the_gpu_that_is_meant_is_visible(variable: str | None, gpu: int, w
 
 @pytest.mark.parametrize("variable", ["", "0,1"], ids=["none", "two"])
 def test_gpu_that_is_not_visible_is_refused(variable: str) -> None:
-    with pytest.raises(SettingsError, match="GPU 2 came, CUDA_VISIBLE_DEVICES shows [02] from 0"):
+    with pytest.raises(SettingsError, match=r"GPU 2 came, CUDA_VISIBLE_DEVICES shows [02] from 0"):
         visible(variable, 2)
 
 

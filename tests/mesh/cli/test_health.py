@@ -35,7 +35,7 @@ async def ask(*arguments: str) -> tuple[int, str, str]:
 
 
 async def test_health_ends_with_0_when_serving_at_a_unix_socket(host: Host, tmp_path: Path) -> None:
-    await host.set_health("", True)
+    host.set_health("", True)
     assert await ask("--gateway", f"unix:{tmp_path}/mesh.sock") == (0, "SERVING", "")
 
 
@@ -43,7 +43,7 @@ async def test_health_ends_with_0_when_serving_at_a_port() -> None:
     host = Host("127.0.0.1:0")
     port = host.server.add_insecure_port("127.0.0.1:0")  # which one the host took is not told
     await host.start()
-    await host.set_health("", True)
+    host.set_health("", True)
     try:
         assert await ask("--gateway", f"127.0.0.1:{port}") == (0, "SERVING", "")
     finally:
@@ -55,8 +55,8 @@ async def test_health_ends_with_1_when_not_serving(host: Host, tmp_path: Path) -
 
 
 async def test_health_asks_for_the_service_that_is_named(host: Host, tmp_path: Path) -> None:
-    await host.set_health("", True)
-    await host.set_health("digits", False)
+    host.set_health("", True)
+    host.set_health("digits", False)
     status, out, _ = await ask("--gateway", f"unix:{tmp_path}/mesh.sock", "--service", "digits")
     assert (status, out) == (1, "NOT_SERVING")
 
@@ -64,7 +64,7 @@ async def test_health_asks_for_the_service_that_is_named(host: Host, tmp_path: P
 async def test_health_ends_with_1_for_a_service_without_a_status(
     host: Host, tmp_path: Path
 ) -> None:
-    await host.set_health("", True)
+    host.set_health("", True)
     status, out, err = await ask("--gateway", f"unix:{tmp_path}/mesh.sock", "--service", "nobody")
     assert (status, out) == (1, "")
     assert err == f"trtmesh: unix:{tmp_path}/mesh.sock tells no health of 'nobody'"

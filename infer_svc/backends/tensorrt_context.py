@@ -1,0 +1,296 @@
+"""What a lane runs batches with on a GPU: buffers, a stream, an execution context per profile."""
+
+import logging
+import math
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from infer_svc.backends.batch import RunTimes
+from infer_svc.backends.cuda import Buffer, Device, Stream, address_of
+from infer_svc.backends.errors import DeviceLost
+from infer_svc.backends.libcuda import STICKY
+from infer_svc.backends.shapes import Shapes, cropping, fit, rungs
+from infer_svc.backends.trt_api import Api, Tensor
+from infer_svc.faults import NO_FAULTS, Faults
+from mesh.errors import EngineError
+from mesh.tensor import Array, Tensors
+
+log = logging.getLogger(__name__)
+
+ShapeOf = dict[str, tuple[int, ...]]
+RunKey = tuple[int, tuple[tuple[int, ...], ...]]
+"""A profile and the shapes of the inputs in their order."""
+
+
+class TensorRTContext:
+    """Buffers, a stream, and an execution context for each profile. One run at a time.
+
+    Everything is allocated here, for the largest shapes; a run allocates and frees nothing.
+
+    Args:
+        api: of TensorRT.
+        gpu: that runs it.
+        engine: TensorRT's.
+        cache: of compiled kernels, shared by the engine's contexts; None: the flavour has none.
+        lock: held while contexts of the engine are made or ended.
+        faults: on purpose.
+    """
+
+    def __init__(
+        self, api: Api, gpu: Device, engine: Any, cache: Any, lock: threading.Lock, faults: Faults
+    ) -> None:
+        self.times = RunTimes()
+        self._lock = lock
+        self._api = api
+        self._gpu = gpu
+        self._engine = engine
+        self._cache = cache
+        self._faults = faults
+        tensors = api.tensors(engine)
+        self._inputs = [tensor for tensor in tensors if tensor.is_input]
+        self._outputs = [tensor for tensor in tensors if not tensor.is_input]
+        self._declared = {tensor.name: tensor.shape for tensor in self._inputs}
+        self._limits: list[ShapeOf] = [
+            {
+                tensor.name: tuple(engine.get_tensor_profile_shape(tensor.name, index)[2])
+                for tensor in self._inputs
+            }
+            for index in range(engine.num_optimization_profiles)
+        ]
+        self._contexts: list[tuple[Any, Any]] = []
+        self._graphs: dict[RunKey, int] = {}
+        self._made: dict[RunKey, ShapeOf] = {}
+        self._buffers: dict[str, Buffer] = {}
+        self._stream = Stream(gpu.driver)
+        self._open()
+
+    def run(self, parts: Sequence[Tensors]) -> Tensors:
+        """Run one batch; contract as in `infer_svc.backends.Context`.
+
+        It is padded with zeros to the next batch size that was warmed up, and to the length of its
+        bucket.
+
+        Raises:
+            DeviceLost: after the failure, the GPU's state is one that no call recovers from.
+        """
+        try:
+            with self._gpu.current():
+                return self._run(parts, self._faults)
+        except EngineError as err:
+            self._probe(err)
+            raise
+
+    def rebuild(self) -> None:
+        """Make the execution contexts anew, after a failure; the buffers stay.
+
+        Raises:
+            EngineError: it cannot be done.
+        """
+        with self._lock, self._gpu.current():
+            self._end_contexts()
+            self._open()
+
+    def close(self) -> None:
+        """Free the memory of the GPU; call it when nothing runs."""
+        with self._lock, self._gpu.current():
+            self._end_contexts()
+            self._engine = self._cache = None
+            for buffer in self._buffers.values():
+                buffer.free()
+            self._buffers.clear()
+
+    def _open(self) -> None:
+        for index in range(len(self._limits)):
+            self._faults.at("context")
+            context, config = self._api.context(self._engine, self._cache)
+            self._gpu.count(contexts=1)
+            self._contexts.append((context, config))
+            if index and not context.set_optimization_profile_async(index, self._stream.handle):
+                raise EngineError(f"profile {index} cannot be chosen: {self._api.lines.text()}")
+            self._stream.wait()
+        if not self._buffers:
+            self._allocate()
+        for context, _ in self._contexts:
+            for name, buffer in self._buffers.items():
+                context.set_tensor_address(name, buffer.address)
+        for index in range(len(self._limits)):
+            self._warm_up(index)
+
+    def _end_contexts(self) -> None:
+        for graph in self._graphs.values():
+            self._gpu.library.destroy(graph)
+        self._graphs.clear()
+        self._made.clear()
+        self._gpu.count(contexts=-len(self._contexts))
+        while self._contexts:
+            # In this order: a context uses its config until it ends.
+            context, config = self._contexts.pop()
+            del context
+            del config
+
+    def _run(self, parts: Sequence[Tensors], faults: Faults) -> Tensors:
+        given = {
+            name: (sum(len(part[name]) for part in parts), *array.shape[1:])
+            if len(parts) > 1
+            else array.shape
+            for name, array in parts[0].items()
+        }
+        index, shapes = fit(given, self._declared, self._limits)
+        stream = self._stream
+        faults.at("h2d")
+        stream.mark(0)
+        for tensor in self._inputs:
+            self._upload(tensor.name, shapes[tensor.name], [part[tensor.name] for part in parts])
+        stream.mark(1)
+        faults.at("enqueue")
+        made = self._enqueue(index, shapes)
+        stream.mark(2)
+        for tensor in self._outputs:
+            buffer = self._buffers[tensor.name]
+            buffer.download(math.prod(made[tensor.name]) * buffer.item_bytes, stream.handle)
+        for seam in ("stall", "memory", "device", "sync"):
+            faults.at(seam)
+        stream.wait()
+        self._note(given, shapes)
+        return self._results(given, shapes, made)
+
+    def _upload(self, name: str, shape: tuple[int, ...], arrays: Sequence[Array]) -> None:
+        """Queue the copy of an input; rows that the GPU can read where they are, from there."""
+        buffer, gpu, stream = self._buffers[name], self._gpu, self._stream.handle
+        whole = arrays[0].shape[1:] == shape[1:]
+        if whole and all(gpu.is_registered(array) for array in arrays):
+            at = buffer.address
+            for array in arrays:
+                gpu.library.to_device(at, address_of(array), array.nbytes, stream)
+                at += array.nbytes
+            return
+        view = buffer.view(shape)
+        _fill(view, arrays)
+        buffer.upload(view.nbytes, stream)
+
+    def _enqueue(self, index: int, shapes: Shapes) -> ShapeOf:
+        """Queue the engine's run, as a graph where one was captured; return the outputs' shapes."""
+        key = (index, tuple(shapes.values()))
+        graph = self._graphs.get(key)
+        if graph is not None:
+            self._gpu.library.launch(graph, self._stream.handle)
+            return self._made[key]
+        context, _ = self._contexts[index]
+        for name, shape in shapes.items():
+            if not context.set_input_shape(name, shape):
+                raise EngineError(f"input {name!r} cannot have the shape {list(shape)}")
+        self._execute(context)
+        made = self._made.get(key)
+        if made is None:
+            made = self._made[key] = {
+                tensor.name: tuple(context.get_tensor_shape(tensor.name))
+                for tensor in self._outputs
+            }
+        return made
+
+    def _execute(self, context: Any) -> None:
+        if not context.execute_async_v3(self._stream.handle):
+            raise EngineError(f"TensorRT refused the batch: {self._api.lines.text()}")
+
+    def _note(self, given: Shapes, shapes: Shapes) -> None:
+        h2d, run, d2h = self._stream.seconds()
+        self.times = RunTimes(
+            h2d, run, d2h,
+            sum(map(math.prod, given.values())), sum(map(math.prod, shapes.values())),
+        )  # fmt: skip
+
+    def _results(self, given: Shapes, shapes: Shapes, made: ShapeOf) -> Tensors:
+        sizes = cropping(given, shapes)
+        return {
+            tensor.name: self._buffers[tensor.name].view(made[tensor.name])[
+                tuple(
+                    slice(sizes.get((axis, size), size) if dim == -1 else size)
+                    for axis, (dim, size) in enumerate(
+                        zip(tensor.shape, made[tensor.name], strict=True)
+                    )
+                )
+            ]
+            for tensor in self._outputs
+        }
+
+    def _probe(self, error: EngineError) -> None:
+        """Ask the driver for the state of the GPU: PyCUDA's errors and TensorRT's hide its code."""
+        if isinstance(error, DeviceLost):
+            return
+        with self._gpu.current():
+            code = self._gpu.library.probe(self._stream.handle)
+            if code in STICKY:
+                name = self._gpu.library.name(code)
+                raise DeviceLost(f"{error}; the GPU's state is {name} ({code})") from error
+
+    def _allocate(self) -> None:
+        largest = dict.fromkeys((tensor.name for tensor in (*self._inputs, *self._outputs)), 0)
+        for (context, _), limits in zip(self._contexts, self._limits, strict=True):
+            for name, shape in limits.items():
+                context.set_input_shape(name, shape)
+            for name in largest:
+                size = math.prod(context.get_tensor_shape(name))
+                largest[name] = max(largest[name], size)
+        self._buffers.update(
+            (tensor.name, Buffer(self._gpu, largest[tensor.name], np.dtype(tensor.dtype)))
+            for tensor in (*self._inputs, *self._outputs)
+        )
+
+    def _warm_up(self, index: int) -> None:
+        """Run each batch size of a profile once: the first run of a shape takes up to a second."""
+        limits = self._limits[index]
+        rows = max(
+            (limits[t.name][0] for t in self._inputs if t.shape and t.shape[0] == -1), default=1
+        )
+        for count in rungs(rows):
+            inputs = {
+                tensor.name: np.zeros(_sizes(tensor, limits[tensor.name], count), tensor.dtype)
+                for tensor in self._inputs
+            }
+            self._run([inputs], NO_FAULTS)
+            if not self._api.captures_graphs:
+                self._capture(index, {name: array.shape for name, array in inputs.items()})
+
+    def _capture(self, index: int, shapes: ShapeOf) -> None:
+        """Record a run that was just made as a graph: one launch, where the flavour has no own."""
+        library, stream = self._gpu.library, self._stream.handle
+        context, _ = self._contexts[index]
+        key = index, tuple(shapes.values())
+        try:
+            library.begin_capture(stream)
+            try:
+                self._execute(context)
+            finally:
+                graph = library.end_capture(stream)
+        except DeviceLost:
+            raise
+        except EngineError as err:  # a layer may do what no graph can; the engine runs without
+            log.warning("no graph", extra={"shapes": str(shapes), "error": str(err)})
+            return
+        self._graphs[key] = graph
+
+
+def _sizes(tensor: Tensor, limits: tuple[int, ...], rows: int) -> tuple[int, ...]:
+    return tuple(
+        rows if axis == 0 and dim == -1 else limit
+        for axis, (dim, limit) in enumerate(zip(tensor.shape, limits, strict=True))
+    )
+
+
+def _fill(view: Array, arrays: Sequence[Array]) -> None:
+    """Write arrays one below the other, and zeros around them."""
+    if len(arrays) == 1:
+        if view.shape != arrays[0].shape:
+            view[...] = 0
+        view[tuple(map(slice, arrays[0].shape))] = arrays[0]
+        return
+    if view.shape[1:] != arrays[0].shape[1:]:
+        view[...] = 0
+    at = 0
+    for array in arrays:
+        view[(slice(at, at + len(array)), *map(slice, array.shape[1:]))] = array
+        at += len(array)
+    view[at:] = 0

@@ -1,0 +1,190 @@
+"""The lanes of a model: which are free, which are set aside, and a warm spare of each engine."""
+
+import asyncio
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Sequence
+
+from infer_svc.golden import Golden
+from infer_svc.lane import Lane
+
+log = logging.getLogger(__name__)
+
+FRESH_FAILURES = 3
+"""Contexts made one after the other that do not work: then the engine is loaded anew."""
+
+
+class LanePool:
+    """Lends lanes, and mends behind the scenes those that failed. Lives in the event loop.
+
+    Args:
+        lanes: in service at first.
+        spares: step in for lanes that are set aside.
+        golden: tells whether a lane is well; None: nothing does.
+    """
+
+    def __init__(
+        self, lanes: Sequence[Lane], spares: Sequence[Lane] = (), golden: Golden | None = None
+    ) -> None:
+        self.lanes = (*lanes, *spares)
+        self.rebuilds: Counter[str] = Counter()
+        """Contexts made anew since the start, by reason."""
+        self.reloads = 0
+        """Engines loaded anew since the start."""
+        self.on_free: Callable[[], None] = lambda: None
+        """Called when a lane is free for new work."""
+        self.on_broken: Callable[[str], None] = lambda reason: None
+        """Called when new contexts of an engine do not work."""
+        self._service = len(lanes)
+        self._golden = golden
+        self._idle = list(lanes)
+        self._spares = list(spares)
+        self._aside: set[Lane] = set()
+        self._waiters: deque[asyncio.Future[Lane]] = deque()
+        self._fresh_failures = 0
+        self._paused = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def busy(self) -> int:
+        """Lanes that work on a batch."""
+        return len(self.lanes) - len(self._idle) - len(self._spares) - len(self._aside)
+
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether the engine is loaded and no lane is set aside."""
+        return not self._aside and not self._paused
+
+    @property
+    def has_idle(self) -> bool:
+        """Tell whether `take` has a lane."""
+        return bool(self._idle) and not self._paused
+
+    def take(self) -> Lane:
+        """Return a free lane; ask `has_idle` before."""
+        return self._idle.pop()
+
+    async def wait(self) -> Lane:
+        """Return a lane as soon as one is free, before any new work gets it."""
+        if self.has_idle:
+            return self.take()
+        waiter: asyncio.Future[Lane] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():
+                self.give_back(waiter.result())
+            raise
+
+    def give_back(self, lane: Lane) -> None:
+        """Take a lane that is well back into service."""
+        while self._waiters and not self._paused:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(lane)
+                return
+        self._idle.append(lane)
+        if not self._paused:
+            self.on_free()
+
+    def retire(self, lane: Lane, reason: str, kind: str) -> None:
+        """Set a lane aside and let a spare step in; its context is made anew meanwhile.
+
+        Args:
+            lane: that was lent.
+            reason: for the log.
+            kind: of failure, for the count.
+        """
+        log.warning("lane set aside", extra={"lane": lane.name, "kind": kind, "reason": reason})
+        self._aside.add(lane)
+        spare = next((spare for spare in self._spares if spare.engine is lane.engine), None)
+        if spare is not None:
+            self._spares.remove(spare)
+            self.give_back(spare)
+        self._keep(self._mend(lane, kind))
+
+    async def check(self, lane: Lane) -> str:
+        """Return what is wrong with a lane that was lent, or nothing."""
+        return await lane.check(self._golden)
+
+    def probe_idle(self, after_s: float) -> None:
+        """Check lanes that have had nothing to do for so long, spares too."""
+        limit = time.monotonic() - after_s
+        for lane in [lane for lane in self._idle if lane.idle_since <= limit][:1]:
+            self._idle.remove(lane)
+            self._keep(self._probe(lane, self.give_back))
+        for lane in [lane for lane in self._spares if lane.idle_since <= limit][:1]:
+            self._spares.remove(lane)
+            self._keep(self._probe(lane, self._spares.append))
+
+    def stuck(self, after_s: float) -> Lane | None:
+        """Return a lane that has worked on one batch for longer than that."""
+        now = time.monotonic()
+        for lane in self.lanes:
+            since = lane.busy_since
+            if since and now - since > after_s:
+                return lane
+        return None
+
+    async def reload(self) -> str:
+        """Load the engines anew, once no lane works; return what went wrong, or nothing."""
+        self._paused = True
+        try:
+            while self.busy or self._tasks:
+                await asyncio.sleep(0.005)
+            self.reloads += 1
+            for engine in {id(lane.engine): lane.engine for lane in self.lanes}.values():
+                lanes = [lane for lane in self.lanes if lane.engine is engine]
+                for lane in lanes:
+                    await lane.release()
+                await asyncio.to_thread(engine.reload)
+                for lane in lanes:
+                    wrong = await lane.reopen() or await lane.check(self._golden)
+                    if wrong:
+                        return wrong
+        finally:
+            self._paused = False
+        self._fresh_failures = 0
+        idle, self._idle = [*self._idle, *self._spares, *self._aside], []
+        self._aside.clear()
+        self._spares = idle[self._service :]
+        for lane in idle[: self._service]:
+            self.give_back(lane)
+        return ""
+
+    async def _mend(self, lane: Lane, kind: str) -> None:
+        self.rebuilds[kind] += 1
+        started = time.monotonic()
+        wrong = await lane.rebuild() or await lane.check(self._golden)
+        took = round(time.monotonic() - started, 3)
+        if wrong:
+            self._fresh_failures += 1
+            fields = {"lane": lane.name, "reason": wrong, "in_a_row": self._fresh_failures}
+            log.warning("new context does not work", extra=fields)
+            if self._fresh_failures >= FRESH_FAILURES:
+                self.on_broken(wrong)
+            else:
+                await self._mend(lane, kind)
+            return
+        self._fresh_failures = 0
+        log.info("lane mended", extra={"lane": lane.name, "s": took})
+        self._aside.discard(lane)
+        in_service = len(self.lanes) - len(self._spares) - len(self._aside)
+        if in_service > self._service:
+            self._spares.append(lane)
+        else:
+            self.give_back(lane)
+
+    async def _probe(self, lane: Lane, then: Callable[[Lane], None]) -> None:
+        wrong = await lane.check(self._golden)
+        if wrong:
+            self.retire(lane, wrong, "probe")
+        else:
+            then(lane)
+
+    def _keep(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

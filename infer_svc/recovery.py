@@ -1,0 +1,253 @@
+"""What happens to a batch that failed: a ladder, climbed as far as it takes.
+
+retry on another lane, the failed one made anew → smaller batches, down to the one request that is
+to blame → the engine loaded anew → the process ends, and its supervisor starts it again.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from infer_svc.backends.errors import DeviceLost, OutOfMemory
+from infer_svc.lane import Batch, BatchResult, Lane
+from infer_svc.pool import LanePool
+from infer_svc.queue import Entry
+from mesh.errors import EngineError, InvalidInput, MeshError, StageUnavailable
+
+log = logging.getLogger(__name__)
+
+WINDOW_S = 10.0
+WINDOW_BATCHES = 20
+"""Fewer batches than this in the window say nothing."""
+WINDOW_SHARE = 0.2
+"""More failures than this share of the window's batches: the engine is loaded anew."""
+RELOAD_AGAIN_S = 60.0
+"""An engine that fails so soon after it was loaded anew does not help any more."""
+ALONE_TRIES = 3
+"""Runs of a single request, each on a lane that is well, before it is held to blame."""
+LANE_TRIES = 4
+"""Lanes on which a batch may fail that turn out to be at fault themselves."""
+
+
+@dataclass(eq=False)
+class Attempt:
+    """One run of some requests on a lane."""
+
+    entries: list[Entry]
+    batch: Batch
+    lane: Lane
+    result: BatchResult
+    step: str = ""
+    """Rung of the ladder that it is part of; empty: the first run."""
+    trace: bytes | None = None
+    """Binary trace context of its span; empty: it has none; None: not written yet."""
+
+    @property
+    def error(self) -> BaseException | None:
+        """Return why it failed; None: it did not."""
+        return self.result.error
+
+
+class Recovery:
+    """Settles failed batches of one model. Lives in the event loop.
+
+    Args:
+        name: of the model.
+        pool: of its lanes.
+        finish: answers the requests of an attempt, with what came of it.
+        fit: drops entries whose callers gave up or whose time is over, and returns the others.
+        note: told of every attempt that is made here.
+        lost: called when only a new process helps, with the reason.
+        serving: called with False when the model cannot run for a while, and with True after.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pool: LanePool,
+        finish: Callable[[Attempt], None],
+        fit: Callable[[Sequence[Entry]], list[Entry]],
+        note: Callable[[Attempt], object],
+        lost: Callable[[str], None],
+        serving: Callable[[bool], None] = lambda serving: None,
+    ) -> None:
+        self.steps: Counter[str] = Counter()
+        """How often each rung was climbed."""
+        self._name = name
+        self._pool = pool
+        self._finish = finish
+        self._fit = fit
+        self._note = note
+        self._lost = lost
+        self._serving = serving
+        self._window: deque[tuple[float, bool]] = deque()
+        self._failures = 0
+        self._reloaded = -RELOAD_AGAIN_S
+        self._reloading = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        pool.on_broken = self._reload
+
+    def worked(self) -> None:
+        """Count a batch that did not fail."""
+        if self._failures:
+            self._count(failed=False)
+
+    def settle(self, attempt: Attempt) -> None:
+        """Answer the requests of a failed attempt, sooner or later; its lane is taken care of."""
+        task = asyncio.ensure_future(self._settle(attempt))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _settle(self, attempt: Attempt) -> None:
+        error = attempt.error
+        if isinstance(error, InvalidInput):
+            self._answer(attempt)
+        elif isinstance(error, DeviceLost):
+            self._lose(str(error))
+        elif isinstance(error, OutOfMemory) and len(attempt.entries) > 1:
+            self._pool.give_back(attempt.lane)
+            await self._halve(attempt.entries, "split")
+        else:
+            self._retire(attempt, str(error))
+            await self._retry(attempt.entries)
+
+    async def _retry(self, entries: list[Entry]) -> None:
+        """Run a batch on other lanes, until one is well and still fails: then it is the batch."""
+        for left in reversed(range(LANE_TRIES)):
+            attempt = await self._attempt(entries, "retry")
+            if attempt is None or self._done(attempt):
+                return
+            wrong = await self._pool.check(attempt.lane)
+            if not wrong:
+                self._pool.give_back(attempt.lane)
+                await self._isolate(attempt.entries, attempt)
+                return
+            self._retire(attempt, wrong)
+            if not left:  # it is this replica's fault: another one may do it
+                attempt.result.error = StageUnavailable(
+                    f"{LANE_TRIES} lanes of model {self._name!r} in turn are not well: {wrong}"
+                )
+                self._finish(attempt)
+
+    async def _isolate(self, entries: list[Entry], failed: Attempt) -> None:
+        """Run a batch in smaller and smaller parts, so that the innocent are answered."""
+        if len(entries) > 1:
+            await self._halve(entries, "bisect")
+            return
+        for _ in range(ALONE_TRIES):
+            attempt = await self._attempt(entries, "alone")
+            if attempt is None or self._done(attempt):
+                return
+            await self._return(attempt)
+            failed = attempt
+        self.steps["blamed"] += 1
+        error = failed.error
+        fields = {"model": self._name, "error": repr(error)}
+        log.error("request held to blame", extra=fields, exc_info=error)
+        failed.result.error = EngineError(
+            f"model {self._name!r} fails on this request every time, and not on others: "
+            f"{error if isinstance(error, MeshError) else 'the log of the server has why'}"
+        )
+        self._finish(failed)
+
+    async def _halve(self, entries: list[Entry], step: str) -> None:
+        middle = len(entries) // 2
+        for half in (entries[:middle], entries[middle:]):
+            attempt = await self._attempt(half, step)
+            if attempt is None or self._done(attempt):
+                continue
+            if isinstance(attempt.error, OutOfMemory) and len(attempt.entries) > 1:
+                self._pool.give_back(attempt.lane)
+                await self._halve(attempt.entries, step)
+                continue
+            await self._return(attempt)
+            await self._isolate(attempt.entries, attempt)
+
+    async def _attempt(self, entries: Sequence[Entry], step: str) -> Attempt | None:
+        """Run what still waits of some entries on the next free lane; None: nothing does."""
+        lane = await self._pool.wait()
+        alive = self._fit(entries)
+        if not alive:
+            self._pool.give_back(lane)
+            return None
+        self.steps[step] += 1
+        batch = Batch([entry.tensors for entry in alive], [entry.rows for entry in alive])
+        result: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
+        lane.submit(batch, result.set_result)
+        attempt = Attempt(alive, batch, lane, await result, step)
+        self._note(attempt)
+        return attempt
+
+    def _done(self, attempt: Attempt) -> bool:
+        """Tell whether an attempt needs no other, and answer it then."""
+        error = attempt.error
+        if isinstance(error, DeviceLost):
+            self._lose(str(error))
+            return True
+        if error is None or isinstance(error, InvalidInput):
+            self._answer(attempt)
+            return True
+        return False
+
+    def _answer(self, attempt: Attempt) -> None:
+        self._pool.give_back(attempt.lane)
+        self._finish(attempt)
+
+    async def _return(self, attempt: Attempt) -> None:
+        """Give a lane back on which a suspect failed, or set it aside if it is not well."""
+        wrong = await self._pool.check(attempt.lane)
+        if wrong:
+            self._retire(attempt, wrong)
+        else:
+            self._pool.give_back(attempt.lane)
+
+    def _retire(self, attempt: Attempt, reason: str) -> None:
+        self._pool.retire(attempt.lane, reason, attempt.step or "batch")
+        self._count(failed=True)
+        bad = self._failures
+        if len(self._window) >= WINDOW_BATCHES and bad > WINDOW_SHARE * len(self._window):
+            self._reload(f"{bad} of {len(self._window)} batches failed within {WINDOW_S:.0f} s")
+
+    def _count(self, *, failed: bool) -> None:
+        now = time.monotonic()
+        self._window.append((now, failed))
+        self._failures += failed
+        while self._window[0][0] < now - WINDOW_S:
+            self._failures -= self._window.popleft()[1]
+
+    def _reload(self, reason: str) -> None:
+        if self._reloading:
+            return
+        if time.monotonic() - self._reloaded < RELOAD_AGAIN_S:
+            self._lose(
+                f"the engine of {self._name!r} fails again after it was loaded anew: {reason}"
+            )
+            return
+        self._reloading = True
+        task = asyncio.ensure_future(self._do_reload(reason))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _do_reload(self, reason: str) -> None:
+        log.error("engine loaded anew", extra={"model": self._name, "reason": reason})
+        self.steps["reload"] += 1
+        self._serving(False)
+        try:
+            wrong = await self._pool.reload()
+        except Exception as err:  # noqa: BLE001 whatever it is, only a new process helps
+            wrong = f"{type(err).__name__}: {err}"
+        self._reloaded = time.monotonic()
+        self._reloading = False
+        self._window.clear()
+        self._failures = 0
+        if wrong:
+            self._lose(f"the engine of {self._name!r} cannot be loaded anew: {wrong}")
+            return
+        self._serving(True)
+
+    def _lose(self, reason: str) -> None:
+        self.steps["lost"] += 1
+        self._lost(reason)

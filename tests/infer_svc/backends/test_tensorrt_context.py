@@ -1,0 +1,291 @@
+"""A lane's buffers, copies and graphs, on a GPU that is none (`fake_gpu.py`)."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from infer_svc.backends.cuda import Device
+from infer_svc.backends.errors import DeviceLost, OutOfMemory
+from infer_svc.backends.onnxruntime import load_onnxruntime
+from infer_svc.backends.tensorrt import TensorRTEngine
+from infer_svc.backends.tensorrt_context import TensorRTContext
+from infer_svc.faults import Fault, Faults
+from infer_svc.golden import difference
+from mesh.errors import EngineError, InvalidInput
+from mesh.tensor import Tensors
+from tests.infer_svc.backends.fake_gpu import FakeApi, FakeDriver, FakeLibcuda, fake_device
+from tests.infer_svc.backends.test_tensorrt import batch
+
+LENGTHS = (16, 32, 64)
+
+
+@dataclass
+class Rig:
+    """An engine of a demo model on the fake GPU, and what stands behind it."""
+
+    engine: TensorRTEngine
+    gpu: Device
+    driver: FakeDriver
+    library: FakeLibcuda
+    api: FakeApi
+    faults: Faults
+
+    def open(self) -> TensorRTContext:
+        return self.engine.open()
+
+
+def make(models: Path, name: str, rows: int = 8, *, captures: bool = True, fault: str = "") -> Rig:
+    gpu, driver, library = fake_device()
+    api = FakeApi(rows, LENGTHS, captures_graphs=captures)
+    injected = Faults({fault: Fault(1.0)} if fault else {})
+    plan = str(models / name / "1/model.onnx").encode()
+    made: Any = api
+    return Rig(TensorRTEngine(made, gpu, plan, injected), gpu, driver, library, api, injected)
+
+
+def reference(models: Path, name: str, inputs: Tensors) -> Tensors:
+    return load_onnxruntime(models / name / "1/model.onnx", 1).open().run([inputs])
+
+
+def same(got: Tensors, wanted: Tensors) -> None:
+    assert got.keys() == wanted.keys()
+    for name, array in wanted.items():
+        assert got[name].shape == array.shape
+        assert difference(got[name], array) <= 1e-5
+
+
+def split(inputs: Tensors, *rows: int) -> list[Tensors]:
+    ends = np.cumsum(rows)
+    return [
+        {name: array[end - count : end] for name, array in inputs.items()}
+        for count, end in zip(rows, ends, strict=True)
+    ]
+
+
+@pytest.fixture(params=[True, False], ids=["own-graphs", "captured-graphs"])
+def captures(request: pytest.FixtureRequest) -> Iterator[bool]:
+    yield request.param
+
+
+@pytest.mark.parametrize("name", ["digits-classify", "digits-detect", "language"])
+@pytest.mark.parametrize("rows", [(1,), (3,), (1, 1, 1), (2, 3, 1), (8,)], ids=str)
+def test_outputs_are_those_of_onnx_runtime(
+    models: Path, name: str, rows: tuple[int, ...], captures: bool
+) -> None:
+    rig = make(models, name, captures=captures)
+    context = rig.open()
+    inputs = batch(name, sum(rows))
+    same(context.run(split(inputs, *rows)), reference(models, name, inputs))
+    context.close()
+
+
+def test_runs_one_after_the_other_do_not_mix(models: Path, captures: bool) -> None:
+    context = make(models, "language", captures=captures).open()
+    for number, length in enumerate((30, 10, 64, 16, 17, 3)):
+        inputs = batch("language", 1 + number, length, seed=number)
+        same(context.run([inputs]), reference(models, "language", inputs))
+
+
+def test_rows_in_registered_memory_go_to_the_gpu_from_where_they_are(models: Path) -> None:
+    rig = make(models, "digits-classify")
+    context = rig.open()
+    memory: Any = np.zeros(8 * 3072, np.uint8)
+    inputs = batch("digits-classify", 8)
+    memory[:] = inputs["pixels"].ravel()
+    rows: list[Tensors] = [{"pixels": row[None]} for row in memory.reshape(8, 32, 32, 3)]
+    before = rig.library.calls["to_device"]
+    context.run(rows)
+    assert rig.library.calls["to_device"] == before + 1  # joined in pinned memory
+    rig.gpu.register(memoryview(memory))
+    assert rig.gpu.usage.pinned_bytes >= memory.nbytes
+    before = rig.library.calls["to_device"]
+    same(context.run(rows), reference(models, "digits-classify", inputs))
+    assert rig.library.calls["to_device"] == before + 8
+    rig.gpu.unregister_all()
+    assert rig.library.pinned == {}
+    same(context.run(rows), reference(models, "digits-classify", inputs))
+
+
+def test_row_that_is_not_all_in_registered_memory_is_copied_first(models: Path) -> None:
+    rig = make(models, "digits-classify")
+    context = rig.open()
+    memory: Any = np.zeros(2 * 3072, np.uint8)
+    rig.gpu.register(memoryview(memory)[: 3072 + 100])
+    inputs: Tensors = {"pixels": memory.reshape(2, 32, 32, 3)}
+    before = rig.library.calls["to_device"]
+    same(context.run(split(inputs, 1, 1)), reference(models, "digits-classify", inputs))
+    assert rig.library.calls["to_device"] == before + 1
+
+
+def test_padding_is_counted(models: Path) -> None:
+    context = make(models, "language").open()
+    context.run([batch("language", 3, 20)])
+    times = context.times
+    assert (times.elements, times.run_elements) == (2 * 3 * 20, 2 * 4 * 32)
+    assert times.run_s > 0
+    assert times.h2d_s >= 0
+    assert times.d2h_s >= 0
+
+
+def test_serving_allocates_and_frees_nothing_and_makes_no_context(
+    models: Path, captures: bool
+) -> None:
+    rig = make(models, "language", captures=captures)
+    context = rig.open()
+    calls, usage, made = dict(rig.driver.calls), replace(rig.gpu.usage), rig.api.made
+    for number in range(200):
+        context.run([batch("language", 1 + number % 8, 3 + number % 62, seed=number)])
+    assert rig.driver.calls == calls
+    assert rig.gpu.usage == usage
+    assert rig.api.made == made
+
+
+def test_graph_is_launched_for_every_shape_that_was_warmed_up(models: Path) -> None:
+    rig = make(models, "digits-classify", captures=False)
+    context = rig.open()
+    assert len(rig.library.graphs) == 4  # of 1, 2, 4 and 8 rows
+    for rows in (1, 2, 3, 5, 8):
+        inputs = batch("digits-classify", rows, seed=rows)
+        same(context.run([inputs]), reference(models, "digits-classify", inputs))
+    assert rig.library.calls["launch"] == 5
+    context.close()
+    assert rig.library.calls["graph_destroy"] == 4
+
+
+def test_engine_that_no_graph_can_hold_runs_without(
+    models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = make(models, "digits-classify", captures=False)
+    rig.library.fail_capture = True
+    context = rig.open()
+    inputs = batch("digits-classify", 3)
+    same(context.run([inputs]), reference(models, "digits-classify", inputs))
+    assert rig.library.calls["launch"] == 0
+    assert "no graph" in caplog.text
+
+
+def test_rebuilding_keeps_buffers_and_gives_the_same_answers(models: Path, captures: bool) -> None:
+    rig = make(models, "language", captures=captures)
+    context = rig.open()
+    usage, calls = replace(rig.gpu.usage), dict(rig.driver.calls)
+    inputs = batch("language", 3, 20)
+    wanted = {name: array.copy() for name, array in context.run([inputs]).items()}
+    for _ in range(3):
+        context.rebuild()
+        same(context.run([inputs]), wanted)
+    assert rig.gpu.usage == usage
+    assert rig.driver.calls == calls
+
+
+def test_closing_gives_everything_back(models: Path) -> None:
+    rig = make(models, "language")
+    contexts = [rig.open() for _ in range(3)]
+    assert rig.gpu.usage.contexts == 3 * len(LENGTHS)
+    assert rig.gpu.usage.device_bytes > 0
+    for context in contexts:
+        context.close()
+    usage = rig.gpu.usage
+    assert (usage.contexts, usage.pinned_bytes, usage.device_bytes) == (0, 0, 0)
+    assert usage.allocations == usage.frees
+    rig.engine.close()
+
+
+def test_engine_is_loaded_anew_from_its_plan(models: Path) -> None:
+    rig = make(models, "digits-classify")
+    context = rig.open()
+    context.close()
+    rig.engine.reload()
+    assert len(rig.api.loaded) == 2
+    inputs = batch("digits-classify", 2)
+    same(rig.open().run([inputs]), reference(models, "digits-classify", inputs))
+
+
+def test_engine_that_refuses_a_batch_is_an_error_and_the_next_run_works(models: Path) -> None:
+    rig = make(models, "digits-classify")
+    context = rig.open()
+    rig.api.loaded[0].refuse = lambda: True
+    with pytest.raises(EngineError, match="TensorRT refused the batch: it said nothing"):
+        context.run([batch("digits-classify", 1)])
+    rig.api.loaded[0].refuse = lambda: False
+    inputs = batch("digits-classify", 1, seed=1)
+    same(context.run([inputs]), reference(models, "digits-classify", inputs))
+
+
+@pytest.mark.parametrize("code", [700, 719, 214])
+def test_failure_of_a_gpu_in_a_sticky_state_is_that_the_device_is_lost(
+    models: Path, code: int
+) -> None:
+    rig = make(models, "digits-classify")
+    context = rig.open()
+    rig.library.state = code
+    with pytest.raises(DeviceLost, match=str(code)):
+        context.run([batch("digits-classify", 1)])
+
+
+def test_state_of_the_gpu_is_asked_for_after_a_failure_that_names_no_code(models: Path) -> None:
+    rig = make(models, "digits-classify")
+    context = rig.open()
+
+    def refuse() -> bool:
+        rig.library.state = 700
+        return True
+
+    rig.api.loaded[0].refuse = refuse
+    wanted = r"refused the batch.*; the GPU's state is CUDA_ERROR_ILLEGAL_ADDRESS \(700\)"
+    with pytest.raises(DeviceLost, match=wanted):
+        context.run([batch("digits-classify", 1)])
+
+
+def test_copy_without_memory_is_out_of_memory(models: Path) -> None:
+    rig = make(models, "digits-classify")
+    context = rig.open()
+    rig.library.state = 2
+    with pytest.raises(OutOfMemory, match=r"a copy to the GPU failed: unknown \(2\)"):
+        context.run([batch("digits-classify", 1)])
+
+
+@pytest.mark.parametrize("seam", ["h2d", "enqueue", "sync", "memory", "device"])
+def test_fault_fails_a_run_and_nothing_of_it_stays(models: Path, seam: str) -> None:
+    rig = make(models, "digits-classify", fault=seam)
+    context = rig.open()
+    kind = {"memory": OutOfMemory, "device": DeviceLost}.get(seam, EngineError)
+    with pytest.raises(kind, match=f"an injected fault at '{seam}'"):
+        context.run([batch("digits-classify", 1)])
+    rig.faults._faults.clear()
+    inputs = batch("digits-classify", 2, seed=1)
+    same(context.run([inputs]), reference(models, "digits-classify", inputs))
+    assert rig.driver.current == 0
+
+
+def test_shapes_that_the_engine_has_no_room_for_are_the_callers_fault(models: Path) -> None:
+    context = make(models, "language").open()
+    for inputs in (batch("language", 9, 16), batch("language", 1, 65)):
+        with pytest.raises(InvalidInput, match="wanted at most"):
+            context.run([inputs])
+
+
+def test_contexts_in_threads_of_their_own_do_not_mix(models: Path) -> None:
+    rig = make(models, "digits-classify")
+    wrong: list[str] = []
+
+    def work(seed: int) -> None:
+        context = rig.open()
+        for number in range(20):
+            inputs = batch("digits-classify", 1 + number % 8, seed=seed * 100 + number)
+            got, wanted = context.run([inputs]), reference(models, "digits-classify", inputs)
+            if difference(got["logits"], wanted["logits"]) > 1e-5:
+                wrong.append(f"thread {seed} batch {number}")
+        context.close()
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert rig.driver.current == 0

@@ -1,0 +1,169 @@
+"""Lanes that fail are set aside and mended, spares step in, engines are loaded anew."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+
+from infer_svc.golden import Golden
+from infer_svc.lane import Lane
+from infer_svc.pool import FRESH_FAILURES, LanePool
+from mesh.errors import EngineError
+from tests.conftest import eventually
+from tests.infer_svc.fakes import FakeEngine
+
+KNOWN = {"x": np.array([[7]])}
+
+
+class Rig:
+    """Two engines with two lanes and a spare each."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.engines = [FakeEngine(), FakeEngine()]
+        self.lanes = [Lane(f"m-{i}", self.engines[i // 2], loop) for i in range(4)]
+        self.spares = [Lane(f"spare-{i}", self.engines[i], loop) for i in range(2)]
+        golden = Golden.record(KNOWN, self.lanes[0].answer)
+        self.pool = LanePool(self.lanes, self.spares, golden)
+        self.broken: list[str] = []
+        self.pool.on_broken = self.broken.append
+
+    def context(self, lane: Lane):  # type: ignore[no-untyped-def]
+        return lane._context
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    made = Rig()
+    yield made
+    for lane in made.pool.lanes:
+        lane.close()
+
+
+async def test_free_lanes_are_lent_and_spares_are_not(rig: Rig) -> None:
+    taken = []
+    while rig.pool.has_idle:
+        taken.append(rig.pool.take())
+    assert set(taken) == set(rig.lanes)
+    assert rig.pool.busy == 4
+
+
+async def test_whoever_waits_gets_the_next_lane_before_new_work(rig: Rig) -> None:
+    taken = [rig.pool.take() for _ in range(4)]
+    freed: list[bool] = []
+    rig.pool.on_free = lambda: freed.append(True)
+    waiter = asyncio.create_task(rig.pool.wait())
+    await asyncio.sleep(0)
+    rig.pool.give_back(taken[2])
+    assert await waiter is taken[2]
+    assert freed == []
+    rig.pool.give_back(taken[2])
+    assert freed == [True]
+
+
+async def test_lane_for_somebody_who_gave_up_goes_to_the_next(rig: Rig) -> None:
+    lane, *_ = [rig.pool.take() for _ in range(4)]
+    first, second = asyncio.create_task(rig.pool.wait()), asyncio.create_task(rig.pool.wait())
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.sleep(0)
+    rig.pool.give_back(lane)
+    assert await second is lane
+    third = asyncio.create_task(rig.pool.wait())
+    await asyncio.sleep(0)
+    rig.pool.give_back(lane)
+    third.cancel()  # when the lane was its already
+    await asyncio.gather(third, return_exceptions=True)
+    assert rig.pool.take() is lane
+
+
+async def test_spare_of_the_same_engine_steps_in_at_once(rig: Rig) -> None:
+    lanes = [rig.pool.take() for _ in range(4)]
+    for lane in lanes:
+        context = rig.context(lane)
+        context.fail_rebuild = lambda: EngineError("held")
+    for lane in (rig.lanes[3], rig.lanes[0]):
+        rig.pool.retire(lane, "broken", "batch")
+        assert rig.pool.take() is rig.spares[rig.lanes.index(lane) // 2]
+    assert not rig.pool.has_idle
+
+
+async def test_mended_lane_becomes_the_spare(rig: Rig) -> None:
+    lane = rig.pool.take()
+    rig.pool.retire(lane, "broken", "batch")
+    assert not rig.pool.is_whole
+    await eventually(lambda: rig.pool.is_whole)
+    assert rig.context(lane).rebuilt == 1
+    assert rig.pool.rebuilds == {"batch": 1}
+    taken = []
+    while rig.pool.has_idle:
+        taken.append(rig.pool.take())
+    assert len(taken) == 4
+    assert lane not in taken
+
+
+async def test_without_a_spare_the_mended_lane_goes_back_to_work() -> None:
+    engine = FakeEngine()
+    lane = Lane("m-0", engine, asyncio.get_running_loop())
+    pool = LanePool([lane])
+    pool.retire(pool.take(), "broken", "batch")
+    assert await asyncio.wait_for(pool.wait(), 5) is lane
+    lane.close()
+
+
+async def test_context_that_does_not_work_is_made_again_until_the_engine_is_to_blame(
+    rig: Rig,
+) -> None:
+    lane = rig.pool.take()
+    context = rig.context(lane)
+    context.wrong = True
+    rig.pool.retire(lane, "broken", "batch")
+    await eventually(lambda: bool(rig.broken))
+    assert context.rebuilt == FRESH_FAILURES
+    assert len(rig.broken) == 1
+    assert "off by" in rig.broken[0]
+
+
+async def test_context_that_works_after_two_failures_is_taken(rig: Rig) -> None:
+    lane = rig.pool.take()
+    context = rig.context(lane)
+    errors = [EngineError("no"), EngineError("no"), None]
+    context.fail_rebuild = lambda: errors.pop(0)
+    rig.pool.retire(lane, "broken", "batch")
+    await eventually(lambda: rig.pool.is_whole)
+    assert rig.broken == []
+    assert context.rebuilt == 3
+
+
+async def test_reload_waits_for_running_work_and_opens_every_lane_anew(rig: Rig) -> None:
+    lane = rig.pool.take()
+    reloading = asyncio.create_task(rig.pool.reload())
+    await eventually(lambda: not rig.pool.has_idle)
+    assert [engine.reloaded for engine in rig.engines] == [0, 0]
+    waiting = asyncio.create_task(rig.pool.wait())
+    rig.pool.give_back(lane)
+    assert await asyncio.wait_for(reloading, 5) == ""
+    assert [engine.reloaded for engine in rig.engines] == [1, 1]
+    assert [len(engine.contexts) for engine in rig.engines] == [6, 6]
+    assert await asyncio.wait_for(waiting, 5) in rig.pool.lanes
+    assert rig.pool.is_whole
+    assert rig.pool.busy == 1
+
+
+async def test_reload_brings_lanes_back_that_were_set_aside(rig: Rig) -> None:
+    lane = rig.pool.take()
+    rig.context(lane).wrong = True
+    rig.pool.retire(lane, "broken", "batch")
+    await eventually(lambda: bool(rig.broken))
+    assert await rig.pool.reload() == ""
+    assert rig.pool.is_whole
+    assert rig.pool.busy == 0
+
+
+async def test_reload_that_does_not_help_says_what_is_wrong(rig: Rig) -> None:
+    def break_it(context: object) -> None:
+        vars(context)["wrong"] = True
+
+    rig.engines[1].prepare = break_it
+    assert "off by" in await rig.pool.reload()

@@ -1,0 +1,55 @@
+"""Lanes that hang are told, lanes that idle are checked."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import numpy as np
+
+from infer_svc.golden import Golden
+from infer_svc.lane import Batch, Lane
+from infer_svc.pool import LanePool
+from infer_svc.watch import watch
+from tests.conftest import eventually
+from tests.infer_svc.fakes import FakeEngine
+
+KNOWN = {"x": np.array([[7]])}
+
+
+@asynccontextmanager
+async def watching(
+    engine: FakeEngine, lost: list[str], hang_s: float, probe_s: float
+) -> AsyncIterator[LanePool]:
+    loop = asyncio.get_running_loop()
+    lanes = [Lane(f"m-{index}", engine, loop) for index in range(2)]
+    pool = LanePool(lanes[:1], lanes[1:], Golden.record(KNOWN, lanes[0].answer))
+    task = asyncio.create_task(watch(lambda: [pool], lost.append, hang_s, probe_s))
+    try:
+        yield pool
+    finally:
+        task.cancel()
+        for context in engine.contexts:
+            context.release()
+        for lane in lanes:
+            lane.close()
+
+
+async def test_batch_that_never_ends_is_told_once() -> None:
+    engine, lost = FakeEngine(), list[str]()
+    async with watching(engine, lost, hang_s=0.1, probe_s=100) as pool:
+        engine.contexts[0].hold()
+        pool.take().submit(Batch([KNOWN], [1]), lambda result: None)
+        await eventually(lambda: bool(lost))
+        assert lost == ["lane m-0 has worked on one batch for more than 0.1 s"]
+
+
+async def test_lanes_without_work_are_checked_and_a_wrong_one_is_set_aside() -> None:
+    engine, lost = FakeEngine(), list[str]()
+    async with watching(engine, lost, hang_s=100, probe_s=0.05) as pool:
+        await eventually(lambda: all(len(context.batches) >= 2 for context in engine.contexts))
+        assert not pool.rebuilds
+        context = engine.contexts[0]
+        context.fail_rebuild = lambda: vars(context).update(wrong=False)
+        context.wrong = True
+        await eventually(lambda: pool.rebuilds["probe"] == 1 and pool.is_whole)
+    assert lost == []
