@@ -83,5 +83,5 @@ def test_digest_follows_the_content_of_the_data_not_its_path(tmp_path: Path) -> 
 
 
 def test_digest_of_data_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="is no .npz file and no folder"):
+    with pytest.raises(SettingsError, match=r"is no \.npz file and no folder"):
         Recipe("int8", calibration=tmp_path / "none.npz").digest()
