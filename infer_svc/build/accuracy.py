@@ -1,5 +1,6 @@
 """A converted model run beside its reference, on the same data, in ONNX Runtime on the CPU."""
 
+import copy
 import math
 import os
 import tempfile
@@ -19,11 +20,12 @@ from mesh.errors import EngineError, SettingsError
 from mesh.tensor import Array
 
 BATCH = 8
-ROWS = 256
+ROWS = 128
 """As many are compared; the ranges of a calibration come from all."""
 MASKED = (-1e8, -6e4)
 """A reference below the first only says "not this one" to a softmax, and so does, in FP16, a value
 below the second."""
+_OWN = "__own"
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,6 @@ class _Maker:
 
     node: str
     operator: str
-    reads: tuple[str, ...]
 
 
 def compare(
@@ -63,21 +64,38 @@ def compare(
     outputs = [output.name for output in first.graph.output]
     makers = _makers(first)
     inside = _in_both(first, second, makers)
+    apart, kinds = _apart(second, inside)
     sums = {name: _Sum(name not in outputs) for name in (*outputs, *inside)}
+    owns = {name: _Sum(name not in outputs) for name in sums}
+    rows = 0
     with tempfile.TemporaryDirectory() as folder:
-        engines = [
-            _opened(model, inside, Path(folder) / f"{number}.onnx")
-            for number, model in enumerate((first, second))
-        ]
+        right, given, alone = (
+            _opened(model, names, Path(folder) / f"{number}.onnx")
+            for number, (model, names) in enumerate([
+                (first, inside), (second, inside), (apart, [f"{name}{_OWN}" for name in inside]),
+            ])
+        )  # fmt: skip
         for batch in samples.batches(BATCH, ROWS):
-            right, given = (engine.run([batch]) for engine in engines)
-            for name, total in sums.items():
-                total.add(right[name], given[name])
+            rows += samples.count(batch)
+            wanted = right.run([batch])
+            for name, array in given.run([batch]).items():
+                sums[name].add(wanted[name], array)
+            with np.errstate(over="ignore"):
+                fed = {name: wanted[name].astype(kind) for name, kind in kinds.items()}
+            for name, array in alone.run([batch | fed]).items():
+                owns[name.removesuffix(_OWN)].add(wanted[name.removesuffix(_OWN)], array)
     found = [sums[name].output(name) for name in outputs]
+    layers = [
+        LayerError(
+            name, makers[name].node, makers[name].operator, sums[name].error, owns[name].error
+        )
+        for name in makers
+        if name in sums
+    ]
     return Report(
-        str(reference), precision, samples.source, min(ROWS, samples.rows), tolerance, tuple(kept),
+        str(reference), precision, samples.source, rows, tolerance, tuple(kept),
         tuple(sorted(found, key=lambda one: -one.error)),
-        _layers({name: total.error for name, total in sums.items()}, makers, kept),
+        tuple(sorted(layers, key=lambda one: -one.error)),
     )  # fmt: skip
 
 
@@ -91,9 +109,9 @@ def sensitive(report: Report, count: int, among: Collection[str] = ()) -> list[s
     """
     kept = set(report.kept)
     left = [one for one in report.layers if one.node not in kept]
-    overflowed = [one for one in left if one.added == math.inf]
+    overflowed = [one for one in left if one.own == math.inf]
     wanted = [one for one in left if not among or one.node in among]
-    worst = overflowed or sorted(wanted, key=lambda one: (-one.added, -one.error))
+    worst = overflowed or sorted(wanted, key=lambda one: (-one.own, -one.error))
     return list(dict.fromkeys(one.node for one in worst))[:count]
 
 
@@ -116,22 +134,24 @@ class _Sum:
         if right.shape != given.shape:
             self._broken = True
             return
-        if right.ndim and right.shape[-1] > 1 and right.size:
+        if not self._inside and right.ndim and right.shape[-1] > 1 and right.size:
             self._same += int((right.argmax(-1) == given.argmax(-1)).sum())
             self._places += right[..., 0].size
-        a, b = (np.asarray(array, np.float64) for array in (right, given))
-        counts = ~((a == b) | (np.isnan(a) & np.isnan(b))) | np.isfinite(a)
-        if self._inside:
-            counts &= ~((a < MASKED[0]) & (b < MASKED[1]))
-        a, b = a[counts], b[counts]
-        if not (np.isfinite(a) & np.isfinite(b)).all():
+        a, b = (np.asarray(array, np.float64).ravel() for array in (right, given))
+        if self._inside or not np.isfinite(a).all():
+            counts = ~((a == b) | (np.isnan(a) & np.isnan(b))) | np.isfinite(a)
+            if self._inside:
+                counts &= (a >= MASKED[0]) | (b >= MASKED[1])
+            a, b = a[counts], b[counts]
+        if not (np.isfinite(a).all() and np.isfinite(b).all()):
             self._broken = True
             return
-        self._right += float(a @ a)
-        self._given += float(b @ b)
-        self._both += float(a @ b)
         apart = a - b
-        self._apart += float(apart @ apart)
+        # Not by `@`: its threads would spin, on cores that others use.
+        self._right += float(np.square(a).sum())
+        self._given += float(np.square(b).sum())
+        self._both += float((a * b).sum())
+        self._apart += float(np.square(apart).sum())
         self._max_abs = max(self._max_abs, float(np.abs(apart).max(initial=0)))
 
     @property
@@ -156,7 +176,7 @@ class _Sum:
 
 def _makers(model: Any) -> dict[str, _Maker]:
     return {
-        name: _Maker(node.name, node.op_type, tuple(node.input))
+        name: _Maker(node.name, node.op_type)
         for node in model.graph.node
         if node.op_type != "Constant"
         for name in node.output
@@ -189,20 +209,19 @@ def _opened(model: Any, inside: list[str], path: Path) -> OnnxRuntimeEngine:
         raise EngineError(f"the model cannot be compared: {err}") from err
 
 
-def _layers(
-    errors: dict[str, float], makers: dict[str, _Maker], kept: Collection[str]
-) -> tuple[LayerError, ...]:
-    exact = {name for name, maker in makers.items() if maker.node in set(kept)}
-    found = []
-    for name, error in errors.items():
-        if name in makers:
-            maker = makers[name]
-            read = {one: errors.get(one, 0.0) for one in maker.reads}
-            # What overflows behind a node in FP32 does so at the door of the next.
-            before = max(
-                (e for one, e in read.items() if one not in exact or e < math.inf), default=0
-            )
-            added = max(0.0, error - before) if before < math.inf else 0.0
-            found.append(LayerError(name, maker.node, maker.operator, error, added))
-    order = {name: index for index, name in enumerate(makers)}
-    return tuple(sorted(found, key=lambda one: (-one.error, order[one.tensor])))
+def _apart(model: Any, inside: list[str]) -> tuple[Any, dict[str, Any]]:
+    """Return a model cut at the tensors inside, and the dtypes of those.
+
+    They are inputs, and what the model makes of them has a name of its own: so each node is run
+    on what the reference has there.
+    """
+    onnx = graph.package()
+    kinds = graph.types(model)
+    cut = copy.deepcopy(model)
+    names = set(inside)
+    for node in cut.graph.node:
+        node.output[:] = [f"{name}{_OWN}" if name in names else name for name in node.output]
+    cut.graph.input.extend(
+        onnx.helper.make_tensor_value_info(name, kinds[name], None) for name in inside
+    )
+    return cut, {name: onnx.helper.tensor_dtype_to_np_dtype(kinds[name]) for name in inside}

@@ -35,7 +35,11 @@ class Samples:
     @property
     def rows(self) -> int:
         """Rows of all sets; where there are no rows, the sets."""
-        return sum(len(next(iter(one.values()))) if self.by_rows else 1 for one in self.sets)
+        return sum(map(self.count, self.sets))
+
+    def count(self, tensors: Tensors) -> int:
+        """Return the rows of a set or batch; 1 where there are no rows."""
+        return len(next(iter(tensors.values()))) if self.by_rows else 1
 
     def batches(self, size: int, limit: int | None = None) -> Iterator[Tensors]:
         """Yield the rows, at most so many together and in all.
@@ -49,7 +53,7 @@ class Samples:
             if not self.by_rows:
                 yield one
                 continue
-            rows = len(next(iter(one.values())))
+            rows = self.count(one)
             end = rows if share is None else min(rows, share)
             for first in range(0, end, size):
                 last = min(first + size, end)

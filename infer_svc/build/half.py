@@ -62,7 +62,7 @@ def _rename(model: Any, wide: dict[str, str]) -> None:
     fixed = {output.name for output in model.graph.output} | {
         name for node in model.graph.node for name in {*graph.reads(node)} - {*node.input}
     }
-    names = {}
+    names: dict[str, str] = {}
     for now, wanted in wide.items():
         if wanted not in fixed:
             names |= {now: wanted, wanted: f"{wanted}__half"}

@@ -34,8 +34,8 @@ class LayerError:
     operator: str
     error: float
     """As for an output."""
-    added: float
-    """By how much that is more than the worst of what the node reads: the node's own part."""
+    own: float
+    """The part of the node itself: its error when it reads what the reference has there."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,9 @@ class Report:
             heading = f"layer, worst first ({len(shown)} of {len(self.layers)})"
             names = [f"{one.operator} {one.node}" for one in shown]
             width = max(map(len, [heading, *names]))
-            lines.append(f"  {heading:<{width}} {'error':>9} {'own part':>9}")
+            lines.append(f"  {heading:<{width}} {'error':>9} {'own':>9}")
             lines += [
-                f"  {name:<{width}} {one.error:>9.2e} {one.added:>9.2e}"
+                f"  {name:<{width}} {one.error:>9.2e} {one.own:>9.2e}"
                 for name, one in zip(names, shown, strict=True)
             ]
         if self.kept:
