@@ -52,3 +52,33 @@ FROM service AS postprocess
 ENV POSTPROCESS_BIND=0.0.0.0:8013 POSTPROCESS_MODELS=/models
 EXPOSE 8013
 ENTRYPOINT ["python", "-m", "postprocess_svc"]
+
+# infer on a GPU, from here on. These stages are the last: some builders make all before a target.
+FROM libraries AS gpu-libraries
+# An extra of pyproject.toml: tensorrt or tensorrt-rtx.
+ARG FLAVOUR=tensorrt
+# Exact versions of some of its packages, as "tensorrt==10.16.1.11".
+ARG PINS=
+# PyCUDA is compiled for it; the driver must run this one.
+ARG CUDA=13.0
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+COPY pyproject.toml /
+RUN python -c "import tomllib; project = tomllib.load(open('/pyproject.toml', 'rb'))['project']; \
+    print(*project['optional-dependencies']['${FLAVOUR}'], sep='\n')" >/gpu.txt
+# The headers of CUDA, from NVIDIA's wheels.
+RUN pip install --no-cache-dir --target /cuda "nvidia-cuda-nvcc==${CUDA}.*" "nvidia-cuda-crt==${CUDA}.*" \
+    "nvidia-cuda-runtime==${CUDA}.*" "nvidia-cuda-profiler-api==${CUDA}.*"
+# The driver is on machines with a GPU only, so PyCUDA is linked to a library of its name. cuRAND is
+# not used. What /opt/venv has is not installed again, so that the layer below is small.
+RUN mkdir /stub && echo | gcc -shared -x c - -Wl,-soname,libcuda.so.1 -o /stub/libcuda.so && \
+    echo 'CUDA_ENABLE_CURAND = False' >~/.aksetup-defaults.py && \
+    PATH=/cuda/nvidia/cu13/bin:$PATH LIBRARY_PATH=/stub LDFLAGS=-Wl,--no-as-needed \
+    pip --python /opt/venv/bin/python install --no-cache-dir --prefix /opt/gpu \
+    -r /requirements.txt -r /gpu.txt ${PINS}
+
+FROM infer AS infer-gpu
+USER 0
+RUN install --directory --owner 10001 --group 10001 /engines
+USER 10001:10001
+COPY --from=gpu-libraries /opt/gpu /opt/venv
+ENV INFER_ENGINE_CACHE=/engines NVIDIA_DRIVER_CAPABILITIES=compute,utility

@@ -1,8 +1,12 @@
 """TensorRT's lines come from any thread, and wait for nobody."""
 
 import _thread
+import ctypes
 import logging
+import shutil
+import subprocess
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -174,3 +178,48 @@ async def test_texts_and_flushes_beside_writers_lose_their_breath_never() -> Non
     lines.flush()
     lines.clear()
     assert lines.text() == "it said nothing"
+
+
+C_THREADS = r"""
+#include <pthread.h>
+typedef void (*call)(int);
+static call it; static int calls;
+static void *work(void *number) {
+  for (int i = 0; i < calls; i++) it((int)(long)number);
+  return 0; }
+void run(call given, int threads, int count) {
+  pthread_t made[64]; it = given; calls = count;
+  for (long i = 0; i < threads; i++) pthread_create(&made[i], 0, work, (void *)i);
+  for (int i = 0; i < threads; i++) pthread_join(made[i], 0); }
+"""
+
+
+def test_threads_made_by_c_may_call_the_logger_while_python_clears_and_flushes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if shutil.which("gcc") is None:
+        pytest.fail("gcc is not there, which compiles threads of C; install the package gcc")
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", "-pthread", "-o", tmp_path / "threads.so", "-xc", "-"],
+        input=C_THREADS, text=True, check=True,
+    )  # fmt: skip
+    caplog.set_level(logging.INFO)
+    lines = Lines()
+    sink = make_logger(SimpleNamespace(ILogger=Base), lines).log
+    call = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: sink(1, f"C {number}"))
+    library = ctypes.CDLL(str(tmp_path / "threads.so"))
+    worker = threading.Thread(target=library.run, args=(call, 16, 60))
+    worker.start()
+    while worker.is_alive():
+        lines.clear()
+        lines.flush()
+    worker.join()
+    lines.flush()
+    assert 16 * 60 <= QUEUED_LINES
+    found = [line for _, line in said(caplog)]
+    assert {name: found.count(name) for name in found} == {f"C {n}": 60 for n in range(16)}
+    library.run(call, 1, 1)
+    assert lines.text().endswith("C 0")
+    before = threading.active_count()
+    library.run(call, 16, 10)
+    assert threading.active_count() == before, "no thread of C becomes one of Python's"
