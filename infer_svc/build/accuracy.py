@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from infer_svc.backends.onnxruntime import OnnxRuntimeEngine, load_onnxruntime
+from infer_svc.backends.onnxruntime import OnnxRuntimeContext, load_onnxruntime
 from infer_svc.build import graph
 from infer_svc.build.calibration import Samples
 from infer_svc.build.rehearsal import rehearsed
@@ -198,13 +198,13 @@ def _in_both(first: Any, second: Any, makers: dict[str, _Maker]) -> list[str]:
     ]
 
 
-def _opened(model: Any, inside: list[str], path: Path) -> OnnxRuntimeEngine:
+def _opened(model: Any, inside: list[str], path: Path) -> OnnxRuntimeContext:
     """Load a model with further outputs."""
     onnx = graph.package()
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inside)
     try:
         onnx.save(model, str(path))
-        return load_onnxruntime(path, os.cpu_count() or 1, literal=True)
+        return load_onnxruntime(path, os.cpu_count() or 1, literal=True).open()
     except (SettingsError, ValueError) as err:
         raise EngineError(f"the model cannot be compared: {err}") from err
 

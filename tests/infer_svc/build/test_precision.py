@@ -40,7 +40,7 @@ def test_model_is_written_with_its_report(precision: str, net: Path, tmp_path: P
     old, new = (load_onnxruntime(path, 1) for path in (net, target))
     assert (old.inputs, old.outputs) == (new.inputs, new.outputs)
     x = rows(16)
-    wanted, given = (engine.run([dict(x)])["y"] for engine in (old, new))
+    wanted, given = (engine.open().run([dict(x)])["y"] for engine in (old, new))
     assert np.linalg.norm(given - wanted) / np.linalg.norm(wanted) < made.report.tolerance
     assert not list(tmp_path.glob(".convert-*"))
 

@@ -16,7 +16,7 @@ from tests.infer_svc.graphs import model, value
 
 
 def run(path: Path, literal: bool, x: Any) -> Any:
-    return load_onnxruntime(path, 1, literal=literal).run([{"x": x}])["y"]
+    return load_onnxruntime(path, 1, literal=literal).open().run([{"x": x}])["y"]
 
 
 @pytest.mark.parametrize("literal", [True, False], ids=["literal", "optimized"])
