@@ -6,8 +6,9 @@ from typing import Any
 
 from infer_svc.build import graph
 
-_NARROWED = "_cast_to_fp16_node"
-"""How ONNX Runtime's converter names a cast behind a node that it left in FP32."""
+_NARROWED, _ENTERING = "_cast_to_fp16_node", "graph_input_cast"
+"""How ONNX Runtime's converter names a cast behind a node that it left in FP32 (at the end), and
+one behind an input (at the start)."""
 
 
 def halved(model: Any, keep: Collection[str]) -> Any:
@@ -17,7 +18,8 @@ def halved(model: Any, keep: Collection[str]) -> Any:
 
     Args:
         model: in FP32; not changed.
-        keep: names of nodes that stay in FP32; between two of them no FP16 is passed.
+        keep: names of nodes that stay in FP32; no FP16 is passed between two of them, nor between
+            one and an input or output.
 
     Raises:
         SettingsError: onnx is not installed.
@@ -37,7 +39,11 @@ def halved(model: Any, keep: Collection[str]) -> Any:
 def _join(model: Any) -> None:
     """Pass FP32 between two nodes in FP32, where the converter put FP16 and two casts."""
     onnx = graph.package()
-    narrowed = {node.output[0]: node for node in model.graph.node if node.name.endswith(_NARROWED)}
+    narrowed = {
+        node.output[0]: node
+        for node in model.graph.node
+        if node.name.endswith(_NARROWED) or node.name.startswith(_ENTERING)
+    }
     for node in model.graph.node:
         widens = node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.FLOAT
         if widens and node.input[0] in narrowed:
@@ -63,8 +69,9 @@ def _rename(model: Any, wide: dict[str, str]) -> None:
         name for node in model.graph.node for name in {*graph.reads(node)} - {*node.input}
     }
     names: dict[str, str] = {}
+    inputs = {given.name for given in model.graph.input}
     for now, wanted in wide.items():
-        if wanted not in fixed:
+        if wanted not in fixed and now not in inputs:
             names |= {now: wanted, wanted: f"{wanted}__half"}
     for node in model.graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]

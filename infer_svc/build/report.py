@@ -64,8 +64,8 @@ class Report:
 
     @property
     def holds(self) -> bool:
-        """Tell whether no output has a larger error than allowed."""
-        return self.worst.error <= self.tolerance
+        """Tell whether no output has a larger error than allowed; an infinite one never is."""
+        return math.isfinite(self.worst.error) and self.worst.error <= self.tolerance
 
     def to_json(self) -> str:
         """Return the report as JSON; a number that is not finite is null."""
@@ -132,7 +132,7 @@ def check(report: Report, tolerance: float | None = None) -> None:
     """
     limit = report.tolerance if tolerance is None else tolerance
     worst = report.worst
-    if not worst.error <= limit:
+    if not (math.isfinite(worst.error) and worst.error <= limit):
         raise Refused(
             f"{report.precision} of {report.model} is refused: output {worst.name!r} has the error "
             f"{worst.error:.3g}, wanted at most {limit:g}; keep sensitive nodes in FP32 (by name, "

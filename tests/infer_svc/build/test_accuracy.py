@@ -1,5 +1,6 @@
 """Errors of outputs and layers, told by running both models."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ def scaled(path: Path, *factors: float, bias: Sequence[float] = (0, 0, 0, 0)) ->
     constants.append(helper.make_tensor("bias", 1, [4], bias))
     nodes = [
         helper.make_node("Mul", [a, f"k{n}"], [b], name=f"times{n}")
-        for n, (a, b) in enumerate(zip(names[:-1], names[1:], strict=True))
+        for n, (a, b) in enumerate(itertools.pairwise(names))
     ]
     nodes.append(helper.make_node("Add", [names[-1], "bias"], ["y"], name="plus"))
     path.write_bytes(model(nodes, [value("x")], [value("y")], constants))

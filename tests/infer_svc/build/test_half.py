@@ -64,3 +64,13 @@ def test_last_node_can_be_kept(tmp_path: Path) -> None:
     given = run(made, tmp_path / "h.onnx", x)
     assert np.abs(given - wanted).max() < 0.05
     assert [output.name for output in made.graph.output] == ["y"]
+
+
+def test_node_that_is_kept_reads_the_input_as_it_came(tmp_path: Path) -> None:
+    loaded = graph.load(overflowing(tmp_path / "m.onnx"))
+    for weight in loaded.graph.initializer:
+        weight.float_data[:] = [0.5]
+    x = np.full((1, 4), 1e6, np.float32)
+    given = run(halved(loaded, ["up", "top", "down", "end"]), tmp_path / "h.onnx", x)
+    np.testing.assert_array_equal(given, x)
+    assert np.isinf(run(halved(loaded, ["top"]), tmp_path / "h.onnx", x)).all()
