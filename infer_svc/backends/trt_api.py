@@ -150,7 +150,8 @@ class Api:
         """Make TensorRT's own plugins known, and those of shared libraries. Call it before `build`.
 
         Raises:
-            SettingsError: a library is missing or cannot be loaded, or this flavour has no plugins.
+            SettingsError: a library is missing or cannot be loaded, or this flavour has no plugins
+                and `paths` has some.
         """
         if not hasattr(self.trt.INetworkDefinition, "add_plugin_v3"):
             if paths:
@@ -160,7 +161,11 @@ class Api:
                 )
             return
         with self._heard():
-            self.trt.init_libnvinfer_plugins(self._logger, "")
+            if not self.trt.init_libnvinfer_plugins(self._logger, ""):
+                raise SettingsError(
+                    f"the plugins of {self._name()} cannot be loaded: {self.lines.text()}; "
+                    "install it anew"
+                )
             registry = self.trt.get_plugin_registry()
             for path in paths:
                 if not path.is_file():

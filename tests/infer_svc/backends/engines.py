@@ -123,9 +123,10 @@ class FakeModule(ModuleType):
         EAGER="EAGER", LAZY="LAZY", NONE="NONE"
     )
 
-    def __init__(self, rtx: bool) -> None:
+    def __init__(self, rtx: bool, complete: bool = True) -> None:
         super().__init__("tensorrt")
         self.rtx = rtx
+        self.complete = complete
         self.calls: list[str] = []
         self.INetworkDefinition = SimpleNamespace(**({} if rtx else {"add_plugin_v3": None}))
 
@@ -137,7 +138,7 @@ class FakeModule(ModuleType):
 
     def init_libnvinfer_plugins(self, logger: Any, namespace: str) -> bool:
         self.calls.append("init_libnvinfer_plugins")
-        return True
+        return self.complete
 
     def get_plugin_registry(self) -> Any:
         return SimpleNamespace(load_library=self.load_library)

@@ -96,6 +96,11 @@ def test_plugin_libraries_are_loaded_after_tensorrts_own(tmp_path: Path) -> None
         api.load_plugins([tmp_path / "missing.so"])
 
 
+def test_tensorrt_whose_own_plugins_are_broken_is_told() -> None:
+    with pytest.raises(SettingsError, match=r"plugins of tensorrt 0\.1 cannot be loaded"):
+        Api(FakeModule(rtx=False, complete=False)).load_plugins([])
+
+
 def test_runtime_cache_goes_to_bytes_and_back() -> None:
     module = FakeModule(rtx=True)
     api, engine = Api(module), module.engine()
