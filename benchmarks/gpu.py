@@ -27,6 +27,7 @@ from infer_svc.backends.cuda import device
 from infer_svc.batcher import Batcher
 from infer_svc.build.builds import Builds
 from infer_svc.lane import Lane
+from infer_svc.metrics import ModelMetrics
 from infer_svc.pool import LanePool
 from infer_svc.repository import load_model
 from mesh.item import Request
@@ -105,7 +106,10 @@ async def measure() -> None:
         lanes = [Lane(f"resnet50-{n}", engine, loop) for n in range(LANES)]
         contexts = [lane._context for lane in lanes]
         opened = time.perf_counter() - started - built
-        batcher = Batcher(model.config, LanePool(lanes), NoOpTracer(), print)
+        metrics = ModelMetrics(model.config.name, model.version, ROWS)
+        batcher = Batcher(
+            model.config, LanePool(lanes, [], None, metrics), NoOpTracer(), metrics, print
+        )
         batch = np.random.default_rng(0).random((ROWS, 3, 224, 224)).astype(np.float16)
         rows = [
             (

@@ -3,9 +3,12 @@
 import asyncio
 from contextlib import AsyncExitStack
 
+from prometheus_client import REGISTRY
+
 from gateway.metrics import watch_stages
 from gateway.pipeline import Stages
 from gateway.runner import PipelineRunner
+from gateway.scrape import Scrape
 from gateway.service import NAME, MeshService
 from gateway.settings import GatewaySettings
 from gateway.trace_store import StoreExporter, TraceStore, trace_service
@@ -45,8 +48,9 @@ async def main() -> None:
         host.add(NAME, service.methods())
         if store is not None:
             host.add(*trace_service(store))
-        serve_metrics(settings.metrics_port)
         watch_stages(stages)
+        scrape = Scrape(REGISTRY, stages.all(), asyncio.get_running_loop())
+        serve_metrics(settings.metrics_port, scrape)
         await host.start()
         watch = asyncio.create_task(runner.watch(host))
         signalled = asyncio.create_task(host.wait_for_signal())

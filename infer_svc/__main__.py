@@ -2,8 +2,11 @@
 
 import asyncio
 
+from prometheus_client import REGISTRY
+
 from infer_svc.backends import Machine
 from infer_svc.build.builds import Builds
+from infer_svc.families import InferMetrics
 from infer_svc.faults import parse_faults
 from infer_svc.service import InferHandler
 from infer_svc.settings import InferSettings
@@ -33,7 +36,11 @@ async def main() -> None:
         on_serving_gpu=settings.build_on_serving_gpu,
     )
     machine = Machine(settings.cpu_threads, parse_faults(settings.faults), builds)
-    handler = InferHandler(settings.models, machine, tracing.sampled, lender, settings.preloaded)
+    metrics = InferMetrics(REGISTRY)
+    handler = InferHandler(
+        settings.models, machine, tracing.sampled, lender, metrics, settings.preloaded
+    )
+    metrics.watch_gpus(handler.gpus)
     limits = Limits(settings.max_items, settings.max_mbytes * 1024**2, settings.max_age_s)
     stage = Stage("mesh.v1.Infer", settings, handler, handler.describe, tracing, limits, lender)
     lost = asyncio.Event()

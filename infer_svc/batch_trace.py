@@ -32,12 +32,7 @@ class BatchTrace:
         self._tracer = tracer
 
     def write(self, attempt: Attempt) -> bytes:
-        """Write the span of an attempt, once; return its context; empty: no request is traced."""
-        if attempt.trace is None:
-            attempt.trace = self._write(attempt)
-        return attempt.trace
-
-    def _write(self, attempt: Attempt) -> bytes:
+        """Write the span of an attempt; return its context; empty: no request is traced."""
         links = [
             Link(context_of(entry.request.trace), {BATCH_INDEX: index})
             for index, entry in enumerate(attempt.entries)

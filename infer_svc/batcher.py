@@ -11,6 +11,7 @@ from opentelemetry.trace import Tracer
 from infer_svc.batch_trace import BatchTrace
 from infer_svc.config import Batching, ModelConfig
 from infer_svc.lane import Batch, BatchResult
+from infer_svc.metrics import ModelMetrics, reason_of
 from infer_svc.pool import LanePool
 from infer_svc.queue import Entry, RequestQueue, ShapeKey
 from infer_svc.recovery import Attempt, Recovery
@@ -40,6 +41,7 @@ class Batcher:
         config: of the model.
         pool: of its lanes.
         tracer: for batch spans; samples everything.
+        metrics: of the model.
         lost: called when only a new process helps, with the reason.
         serving: called with False when the model cannot run for a while, and with True after.
     """
@@ -49,6 +51,7 @@ class Batcher:
         config: ModelConfig,
         pool: LanePool,
         tracer: Tracer,
+        metrics: ModelMetrics,
         lost: Callable[[str], None],
         serving: Callable[[bool], None] = lambda serving: None,
     ) -> None:
@@ -60,8 +63,11 @@ class Batcher:
         self._pool = pool
         self._pool.on_free = self._dispatch
         self._recovery = Recovery(
-            config.name, pool, self._finish, self._fit, self._trace.write, lost, serving
+            config.name, pool, self._finish, self._fit, self._note, metrics, lost, serving
         )
+        self._metrics = metrics
+        metrics.watch_queue(lambda: self.depth, self._oldest_s)
+        metrics.watch_lanes(lambda: len(pool.lanes), lambda: pool.busy)
         self._pending: set[Entry] = set()
         self._queue = RequestQueue(self._batching, min(self._batching.preferred or [self._goal]))
         self._partial = False
@@ -90,11 +96,16 @@ class Batcher:
         """
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         entry = Entry(request, tensors, key, rows, future)
-        self._queue.push(entry, self._estimate)
-        self._pending.add(entry)
-        self._dispatch()
         try:
+            self._queue.push(entry, self._estimate)
+            self._pending.add(entry)
+            self._dispatch()
             return await future
+        except BaseException as err:
+            # One that was answered while its caller gave up is counted as that.
+            if not future.done() or future.cancelled() or future.exception() is not None:
+                self._metrics.failed(1, reason_of(err))
+            raise
         finally:
             self._pending.discard(entry)
             self._queue.discard(entry)
@@ -104,6 +115,10 @@ class Batcher:
         for entry in self._pending:
             if not entry.future.done():
                 entry.future.set_exception(error)
+
+    def _oldest_s(self) -> float:
+        """Return how long the oldest request has waited, in seconds; 0: none waits."""
+        return max(0.0, time.monotonic() - self._queue.oldest())
 
     def _dispatch(self) -> None:
         """Refuse what is late, and give batches to free lanes as long as the rules allow."""
@@ -153,8 +168,8 @@ class Batcher:
             if plan.partial:
                 self._partial = False
             attempt = Attempt(entries, batch, lane, result)
+            self._note(attempt)
             if result.error is not None:
-                self._trace.write(attempt)
                 self._recovery.settle(attempt)
                 self._dispatch()
                 return
@@ -166,10 +181,27 @@ class Batcher:
 
         lane.submit(batch, done)
 
+    def _note(self, attempt: Attempt) -> None:
+        """Count and trace what came of one run of a batch."""
+        attempt.trace = self._trace.write(attempt)
+        batch, result = attempt.batch, attempt.result
+        if result.error is not None:
+            self._metrics.batch_failed(type(result.error).__name__)
+            return
+        times = result.times
+        run_s = times.run_s or result.run_s  # a runtime that does not measure
+        self._metrics.batch(
+            requests=len(attempt.entries), rows=sum(batch.rows), run_s=run_s,
+            queue_s=sum(batch.formed - entry.request.received for entry in attempt.entries),
+            h2d_s=times.h2d_s, d2h_s=times.d2h_s, elements=times.run_elements,
+            around_s=result.around_s + result.run_s - times.h2d_s - run_s - times.d2h_s,
+            padded=times.run_elements - times.elements,
+        )  # fmt: skip
+
     def _finish(self, attempt: Attempt) -> None:
         """Answer the requests of an attempt with what came of it."""
         batch, result = attempt.batch, attempt.result
-        trace = self._trace.write(attempt)
+        answered, duration_s, now = 0, 0.0, time.monotonic()
         for index, entry in enumerate(attempt.entries):
             if entry.future.done():
                 continue  # the caller gave up
@@ -178,9 +210,12 @@ class Batcher:
                 continue
             timings = Timings(
                 batch.formed - entry.request.received, result.around_s, result.run_s,
-                sum(batch.rows), trace,
+                sum(batch.rows), attempt.trace,
             )  # fmt: skip
             entry.future.set_result(Reply(result.payloads[index], timings=timings))
+            answered += 1
+            duration_s += now - entry.request.received
+        self._metrics.answered(answered, duration_s)
 
     def _fit(self, entries: Sequence[Entry]) -> list[Entry]:
         """Return the entries that still wait, of some that failed once; refuse those too late."""

@@ -3,11 +3,12 @@
 import asyncio
 import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 
 from infer_svc.golden import Golden
 from infer_svc.lane import Lane
+from infer_svc.metrics import ModelMetrics
 
 log = logging.getLogger(__name__)
 
@@ -22,22 +23,24 @@ class LanePool:
         lanes: in service at first.
         spares: step in for lanes that are set aside.
         golden: tells whether a lane is well; None: nothing does.
+        metrics: of the model.
     """
 
     def __init__(
-        self, lanes: Sequence[Lane], spares: Sequence[Lane] = (), golden: Golden | None = None
+        self,
+        lanes: Sequence[Lane],
+        spares: Sequence[Lane],
+        golden: Golden | None,
+        metrics: ModelMetrics,
     ) -> None:
         self.lanes = (*lanes, *spares)
-        self.rebuilds: Counter[str] = Counter()
-        """Contexts made anew since the start, by reason."""
-        self.reloads = 0
-        """Engines loaded anew since the start."""
         self.on_free: Callable[[], None] = lambda: None
         """Called when a lane is free for new work."""
         self.on_broken: Callable[[str], None] = lambda reason: None
         """Called when new contexts of an engine do not work."""
         self._service = len(lanes)
         self._golden = golden
+        self._metrics = metrics
         self._idle = list(lanes)
         self._spares = list(spares)
         self._aside: set[Lane] = set()
@@ -134,7 +137,7 @@ class LanePool:
         try:
             while self.busy or self._tasks:
                 await asyncio.sleep(0.005)
-            self.reloads += 1
+            self._metrics.reloaded()
             for engine in {id(lane.engine): lane.engine for lane in self.lanes}.values():
                 lanes = [lane for lane in self.lanes if lane.engine is engine]
                 for lane in lanes:
@@ -155,7 +158,7 @@ class LanePool:
         return ""
 
     async def _mend(self, lane: Lane, kind: str) -> None:
-        self.rebuilds[kind] += 1
+        self._metrics.rebuilt(kind)
         started = time.monotonic()
         wrong = await lane.rebuild() or await lane.check(self._golden)
         took = round(time.monotonic() - started, 3)

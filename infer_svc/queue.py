@@ -171,6 +171,14 @@ class RequestQueue:
         """Return the entry that is served next."""
         return next(iter(self._lines[min(self._lines)])) if self._lines else None
 
+    def oldest(self) -> float:
+        """Return when the entry that waits longest was queued; infinity: none waits.
+
+        Any thread may ask: lines are copied, each in one step of the interpreter.
+        """
+        firsts = [next(iter(tuple(line)), None) for line in tuple(self._lines.values())]
+        return min((entry.queued for entry in firsts if entry is not None), default=math.inf)
+
     def ripe(self) -> Iterable[ShapeKey]:
         """Return the shapes whose rows need not wait for more, in the order they became so."""
         return self._ripe

@@ -7,12 +7,13 @@ to blame → the engine loaded anew → the process ends, and its supervisor sta
 import asyncio
 import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from infer_svc.backends.errors import DeviceLost, OutOfMemory
 from infer_svc.lane import Batch, BatchResult, Lane
+from infer_svc.metrics import ModelMetrics
 from infer_svc.pool import LanePool
 from infer_svc.queue import Entry
 from mesh.errors import EngineError, InvalidInput, MeshError, StageUnavailable
@@ -42,8 +43,8 @@ class Attempt:
     result: BatchResult
     step: str = ""
     """Rung of the ladder that it is part of; empty: the first run."""
-    trace: bytes | None = None
-    """Binary trace context of its span; empty: it has none; None: not written yet."""
+    trace: bytes = b""
+    """Binary trace context of its span; empty: it has none."""
 
     @property
     def error(self) -> BaseException | None:
@@ -60,6 +61,7 @@ class Recovery:
         finish: answers the requests of an attempt, with what came of it.
         fit: drops entries whose callers gave up or whose time is over, and returns the others.
         note: told of every attempt that is made here.
+        metrics: of the model.
         lost: called when only a new process helps, with the reason.
         serving: called with False when the model cannot run for a while, and with True after.
     """
@@ -70,17 +72,17 @@ class Recovery:
         pool: LanePool,
         finish: Callable[[Attempt], None],
         fit: Callable[[Sequence[Entry]], list[Entry]],
-        note: Callable[[Attempt], object],
+        note: Callable[[Attempt], None],
+        metrics: ModelMetrics,
         lost: Callable[[str], None],
         serving: Callable[[bool], None] = lambda serving: None,
     ) -> None:
-        self.steps: Counter[str] = Counter()
-        """How often each rung was climbed."""
         self._name = name
         self._pool = pool
         self._finish = finish
         self._fit = fit
         self._note = note
+        self._metrics = metrics
         self._lost = lost
         self._serving = serving
         self._window: deque[tuple[float, bool]] = deque()
@@ -143,7 +145,7 @@ class Recovery:
                 return
             await self._return(attempt)
             failed = attempt
-        self.steps["blamed"] += 1
+        self._metrics.climbed("blamed")
         error = failed.error
         fields = {"model": self._name, "error": repr(error)}
         log.error("request held to blame", extra=fields, exc_info=error)
@@ -173,7 +175,7 @@ class Recovery:
         if not alive:
             self._pool.give_back(lane)
             return None
-        self.steps[step] += 1
+        self._metrics.climbed(step)
         batch = Batch([entry.tensors for entry in alive], [entry.rows for entry in alive])
         result: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
         lane.submit(batch, result.set_result)
@@ -233,7 +235,7 @@ class Recovery:
 
     async def _do_reload(self, reason: str) -> None:
         log.error("engine loaded anew", extra={"model": self._name, "reason": reason})
-        self.steps["reload"] += 1
+        self._metrics.climbed("reload")
         self._serving(False)
         try:
             wrong = await self._pool.reload()
@@ -249,5 +251,5 @@ class Recovery:
         self._serving(True)
 
     def _lose(self, reason: str) -> None:
-        self.steps["lost"] += 1
+        self._metrics.climbed("lost")
         self._lost(reason)

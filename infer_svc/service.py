@@ -4,37 +4,23 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from opentelemetry.trace import Tracer
 
-from infer_svc.backends import Engine, Machine
+from infer_svc.backends import Machine
+from infer_svc.backends.cuda import devices
 from infer_svc.batcher import Batcher
 from infer_svc.config import ModelConfig, read_config
-from infer_svc.golden import Golden
-from infer_svc.lane import Batch, Lane
+from infer_svc.families import GpuFigures, InferMetrics
 from infer_svc.pool import LanePool
-from infer_svc.repository import (
-    Model,
-    load_model,
-    model_folders,
-    preloaded,
-    warmup_inputs,
-)
+from infer_svc.repository import load_model, model_folders, preloaded
+from infer_svc.served import Served, open_lanes, rows_of
 from mesh.arena import ALIGN, Lender
-from mesh.errors import (
-    EngineError,
-    InvalidInput,
-    MeshError,
-    NotFound,
-    Refused,
-    SettingsError,
-    StageUnavailable,
-)
+from mesh.errors import MeshError, NotFound, Refused, SettingsError, StageUnavailable
 from mesh.item import Reply, Request
 from mesh.status import to_status
-from mesh.tensor import Tensors, check_tensors, unpack
+from mesh.tensor import check_tensors, unpack
 from protos.mesh.v1.stage_pb2 import Target, TargetSpec
 from protos.mesh.v1.tensor_pb2 import SlotRange
 
@@ -42,18 +28,6 @@ log = logging.getLogger(__name__)
 
 MAX_SLOT_BYTES = 4 * 1024 * 1024
 """All slots are as large as the largest model's row needs, if it needs no more than this."""
-
-OPEN_TRIES = 3
-"""A context that could not be opened may be opened the next time."""
-
-
-@dataclass(frozen=True)
-class Served:
-    """A model and what runs it."""
-
-    model: Model
-    batcher: Batcher
-    pool: LanePool
 
 
 class InferHandler:
@@ -64,6 +38,7 @@ class InferHandler:
         machine: what the models may use.
         tracer: for batch spans; samples everything.
         lender: of the shared memory that tensors may come in.
+        metrics: that each model is added to while it is loaded.
         preload: names of models that are loaded after the others, in the background and in this
             order; `*` stands for all that are not named.
     """
@@ -74,8 +49,10 @@ class InferHandler:
         machine: Machine,
         tracer: Tracer,
         lender: Lender,
+        metrics: InferMetrics,
         preload: Sequence[str] = (),
     ) -> None:
+        self._metrics = metrics
         self._lender = lender
         self._root = root
         self._machine = machine
@@ -123,7 +100,7 @@ class InferHandler:
         tensors = unpack(request.payload, read)
         config = served.model.config
         check_tensors(tensors, config.inputs)
-        rows = _rows(tensors, config.max_rows, config.name)
+        rows = rows_of(tensors, config.max_rows, config.name)
         skip = 1 if config.max_rows else 0
         key = tuple(tensors[spec.name].shape[skip:] for spec in config.inputs)
         reply = await served.batcher.run(request, tensors, key, rows)
@@ -160,6 +137,20 @@ class InferHandler:
         if self._preloading is not None:
             await self._preloading
 
+    def gpus(self) -> list[GpuFigures]:
+        """Return what there is of each GPU that this process uses, and what it holds."""
+        found = []
+        for gpu in devices():
+            free, whole = gpu.memory()
+            usage = gpu.usage
+            found.append(
+                GpuFigures(
+                    str(gpu.index), whole - free, whole,
+                    usage.contexts, usage.pinned_bytes, usage.device_bytes,
+                )
+            )  # fmt: skip
+        return found
+
     def pools(self) -> list[LanePool]:
         """Return the lanes of every model that is served now."""
         return [served.pool for served in self._served.values()]
@@ -167,10 +158,8 @@ class InferHandler:
     def close(self) -> None:
         """Let the lanes finish and end their threads."""
         for served in self._served.values():
-            for lane in served.pool.lanes:
-                lane.close()
-            for placement in served.model.placements:
-                placement.engine.close()
+            served.close()
+            self._metrics.remove(served.metrics)
 
     def _find(self, name: str) -> Served:
         if self._lost:
@@ -219,23 +208,14 @@ class InferHandler:
     def _load(self, folder: Path, loop: asyncio.AbstractEventLoop) -> Served:
         model = load_model(folder, self._machine)
         name = model.config.name
-        lanes: list[Lane] = []
-        spares: list[Lane] = []
-        try:
-            for index, placement in enumerate(model.placements):
-                for _ in range(placement.lanes):
-                    lanes.append(_open_lane(f"{name}-{len(lanes)}", placement.engine, loop))
-                spares.append(_open_lane(f"{name}-spare-{index}", placement.engine, loop))
-            golden = _warm_up(model, (*lanes, *spares))
-        except BaseException:
-            for lane in (*lanes, *spares):
-                lane.close()
-            raise
-        pool = LanePool(lanes, spares, golden)
+        metrics = self._metrics.add(name, model.version, model.config.max_rows)
+        lanes, spares, golden = open_lanes(model, loop)
+        pool = LanePool(lanes, spares, golden, metrics)
         batcher = Batcher(
-            model.config, pool, self._tracer, self.lose, lambda on: self.on_health(name, on)
-        )
-        return Served(model, batcher, pool)
+            model.config, pool, self._tracer, metrics, self.lose,
+            lambda serving: self.on_health(name, serving),
+        )  # fmt: skip
+        return Served(model, batcher, pool, metrics)
 
     def _describe(self, name: str) -> TargetSpec:
         spec = TargetSpec(name=name)
@@ -265,42 +245,3 @@ def _slot_bytes(config: ModelConfig) -> int:
     inputs = config.inputs
     size = sum(spec.row_bytes() + ALIGN for spec in inputs)
     return size if all(spec.row_bytes() for spec in inputs) and size <= MAX_SLOT_BYTES else 0
-
-
-def _open_lane(name: str, engine: Engine, loop: asyncio.AbstractEventLoop) -> Lane:
-    for _ in range(OPEN_TRIES - 1):
-        try:
-            return Lane(name, engine, loop)
-        except EngineError as err:
-            log.warning("no context", extra={"lane": name, "error": str(err)})
-    return Lane(name, engine, loop)
-
-
-def _warm_up(model: Model, lanes: Iterable[Lane]) -> Golden | None:
-    """Run the warm-up requests on every lane; return one with its answer."""
-    name = model.config.name
-    golden = None
-    for tensors, count in warmup_inputs(model):
-        check_tensors(tensors, model.config.inputs)
-        rows = _rows(tensors, model.config.max_rows, name)
-        for lane in lanes:
-            for _ in range(count):
-                error = lane.run(Batch([tensors], [rows])).error
-                if error is not None:
-                    raise EngineError(f"a warm-up of model {name!r} failed: {error}") from error
-            golden = golden or Golden.record(tensors, lane.answer)
-    return golden
-
-
-def _rows(tensors: Tensors, max_rows: int, name: str) -> int:
-    """Return the rows along the first axis; 1 for a model without a batch dimension."""
-    if not max_rows:
-        return 1
-    counts = {key: len(array) for key, array in tensors.items()}
-    rows = next(iter(counts.values()), 0)
-    if set(counts.values()) != {rows} or not 1 <= rows <= max_rows:
-        raise InvalidInput(
-            f"rows {counts} came for model {name!r}, wanted the same number for each tensor, "
-            f"1 to {max_rows}"
-        )
-    return rows

@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
-import grpc
 from opentelemetry.trace import SpanKind, Tracer
 
 from mesh.errors import (
@@ -24,9 +23,9 @@ from mesh.errors import (
 )
 from mesh.fair_queue import FairQueue
 from mesh.item import Reply, Request
-from mesh.link import CHANNEL_OPTIONS, Lease, Link
+from mesh.link import Lease, Link
 from mesh.resolver import resolve
-from mesh.status import from_rpc_error, to_status
+from mesh.status import to_status
 from mesh.telemetry import (
     ATTEMPT,
     Attributes,
@@ -36,6 +35,7 @@ from mesh.telemetry import (
     start_span,
     trace_of,
 )
+from mesh.unary import ask
 from protos.mesh.v1.stage_pb2 import DescribeRequest, DescribeResponse, Status, Target
 
 log = logging.getLogger(__name__)
@@ -125,6 +125,11 @@ class StageClient:
         return [link for link in self._links if link.ready]
 
     @property
+    def addresses(self) -> list[str]:
+        """Every replica that there should be, whether it can be reached or not."""
+        return sorted(self._keepers)
+
+    @property
     def waiting(self) -> int:
         """Requests that wait for a replica's credit."""
         return len(self._waiting)
@@ -153,18 +158,11 @@ class StageClient:
             MeshError: as the replica answered.
         """
         await self.wait_ready(timeout_s)
-        service = self._method.rpartition("/")[0]
+        service = self._method[1:].rpartition("/")[0]
         address = random.choice(self.replicas).address
-        async with grpc.aio.insecure_channel(address, CHANNEL_OPTIONS) as channel:
-            call = channel.unary_unary(
-                f"{service}/Describe",
-                request_serializer=DescribeRequest.SerializeToString,
-                response_deserializer=DescribeResponse.FromString,
-            )
-            try:
-                return await call(DescribeRequest(targets=targets), timeout=timeout_s)
-            except grpc.aio.AioRpcError as err:
-                raise from_rpc_error(err) from err
+        message = DescribeRequest(targets=targets).SerializeToString()
+        answer = await ask(address, f"{service}/Describe", message, timeout_s)
+        return DescribeResponse.FromString(answer)
 
     async def reserve(self, size: int, deadline: float, client: str = "") -> Lease:
         """Get the right to send an item, before the work that makes the item is done.

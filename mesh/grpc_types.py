@@ -9,8 +9,10 @@ if TYPE_CHECKING:
     Methods = dict[str, grpc.RpcMethodHandler[Any, Any]]
     Context = grpc.aio.ServicerContext[Any, Any]
     Stream = grpc.aio.StreamStreamCall[Any, Any]
+    Call = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
 else:
     Method = grpc.RpcMethodHandler
     Methods = dict
     Context = grpc.aio.ServicerContext
     Stream = grpc.aio.StreamStreamCall
+    Call = grpc.aio.UnaryUnaryMultiCallable

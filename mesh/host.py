@@ -10,10 +10,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 import grpc
-import prometheus_client
 import uvloop
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from prometheus_client import REGISTRY, start_http_server
+from prometheus_client.registry import Collector
 
 from mesh.errors import MeshError, SettingsError
 from mesh.grpc_types import Methods
@@ -119,8 +120,12 @@ def run_process(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         raise SystemExit(2) from None
 
 
-def serve_metrics(port: int) -> None:
-    """Serve this process's Prometheus metrics over HTTP; port 0: do not.
+def serve_metrics(port: int, registry: Collector = REGISTRY) -> None:
+    """Serve Prometheus metrics over HTTP; port 0: do not.
+
+    Args:
+        port: at every address of the machine.
+        registry: collected in a thread of the scrape's own.
 
     Raises:
         SettingsError: the port is in use.
@@ -128,7 +133,7 @@ def serve_metrics(port: int) -> None:
     if not port:
         return
     try:
-        prometheus_client.start_http_server(port)
+        start_http_server(port, registry=registry)
     except OSError as err:
         raise SettingsError(f"cannot serve metrics at port {port}: {err.strerror}") from err
 

@@ -1,4 +1,4 @@
-"""What the processes of the three stages have in common: `Run`, `Describe`, a life cycle."""
+"""What the processes of the three stages have in common: their methods and their life cycle."""
 
 import asyncio
 import faulthandler
@@ -8,9 +8,12 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import NoReturn
 
 import grpc
+from prometheus_client import REGISTRY, CollectorRegistry
 
 import mesh
 from mesh.arena import Lender
+from mesh.families import pack_families
+from mesh.grpc_types import Method
 from mesh.host import Host, serve_metrics
 from mesh.item import Handler, Reply, Request
 from mesh.layers import errors, logging_failures, stack, standard_layers
@@ -43,6 +46,7 @@ class Stage:
         tracing: of the process.
         limits: bounds of the replica.
         lender: of shared memory for the clients' items.
+        registry: metrics of the process, for `Metrics` and the settings' `metrics_port`.
     """
 
     def __init__(
@@ -54,8 +58,10 @@ class Stage:
         tracing: Tracing,
         limits: Limits,
         lender: Lender | None = None,
+        registry: CollectorRegistry = REGISTRY,
     ) -> None:
         self._name = name
+        self._registry = registry
         self._settings = settings
         self._describe = describe
         layers = standard_layers(tracing.tracer, f"{name}/Run")
@@ -65,9 +71,8 @@ class Stage:
             "Run": grpc.stream_stream_rpc_method_handler(
                 self._server.run, Envelope.FromString, Envelope.SerializeToString
             ),
-            "Describe": unary_method(
-                stack(self._on_describe, [logging_failures(f"{name}/Describe"), errors]), "Describe"
-            ),
+            "Describe": self._unary("Describe", self._on_describe),
+            "Metrics": self._unary("Metrics", self._on_metrics),
         })  # fmt: skip
 
     async def serve(self, prepare: Callable[[], Awaitable[None]] | None = None) -> None:
@@ -76,7 +81,7 @@ class Stage:
         Args:
             prepare: load and warm up; nothing is SERVING before it returns.
         """
-        serve_metrics(self._settings.metrics_port)
+        serve_metrics(self._settings.metrics_port, self._registry)
         await self.host.start()
         if prepare is not None:
             await prepare()
@@ -101,6 +106,10 @@ class Stage:
         faulthandler.dump_traceback()
         os._exit(status)  # destructors of a lost GPU's objects hang, or end in a signal
 
+    def _unary(self, name: str, handler: Handler) -> Method:
+        layers = [logging_failures(f"{self._name}/{name}"), errors]
+        return unary_method(stack(handler, layers), name)
+
     async def _on_describe(self, request: Request) -> Reply:
         response = DescribeResponse(
             wire_version=mesh.WIRE_VERSION,
@@ -108,4 +117,9 @@ class Stage:
             version=mesh.__version__,
             targets=self._describe(DescribeRequest.FromString(request.payload).targets),
         )
+        return Reply(response.SerializeToString())
+
+    async def _on_metrics(self, _: Request) -> Reply:
+        # A thread: what is collected may read files or ask a driver.
+        response = await asyncio.to_thread(pack_families, self._registry)
         return Reply(response.SerializeToString())

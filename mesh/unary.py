@@ -1,13 +1,14 @@
-"""Unary gRPC methods on the same handlers and layers as the streams."""
+"""Unary gRPC methods on the same handlers and layers as the streams, and calls of such."""
 
 import math
 import time
 
 import grpc
 
-from mesh.grpc_types import Context, Method
+from mesh.grpc_types import Call, Context, Method
 from mesh.item import Handler, Request
-from mesh.status import abort
+from mesh.link import CHANNEL_OPTIONS
+from mesh.status import abort, from_rpc_error
 from mesh.telemetry import from_traceparent
 
 
@@ -33,6 +34,26 @@ def unary_method(handler: Handler, target: str) -> Method:
         return reply.payload
 
     return grpc.unary_unary_rpc_method_handler(method)
+
+
+async def ask(address: str, method: str, message: bytes, timeout_s: float) -> bytes:
+    """Call a method once, over a channel of its own, and return the serialized answer.
+
+    Args:
+        address: target for gRPC: `host:port` or `unix:/path`.
+        method: full name, as `mesh.v1.Infer/Describe`.
+        message: serialized.
+        timeout_s: for the connection and the answer together.
+
+    Raises:
+        MeshError: as the server answered, or that it did not.
+    """
+    async with grpc.aio.insecure_channel(address, CHANNEL_OPTIONS) as channel:
+        call: Call = channel.unary_unary(f"/{method}")
+        try:
+            return await call(message, timeout=timeout_s)
+        except grpc.aio.AioRpcError as err:
+            raise from_rpc_error(err) from err
 
 
 def _trace(context: Context) -> bytes:

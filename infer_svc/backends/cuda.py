@@ -4,7 +4,6 @@ Allocating and freeing device memory stops the GPU with Python's lock held, so a
 while a lane is opened or closed, never while it serves.
 """
 
-import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -152,10 +151,20 @@ def load_driver() -> Any:
     return driver
 
 
-@functools.cache
+_opened: dict[int, Device] = {}
+"""A process has one context on each GPU."""
+
+
 def device(index: int) -> Device:
-    """Return a GPU; a process has one context on it."""
-    return Device(index, load_driver(), Library())
+    """Return a GPU, the same object each time."""
+    if index not in _opened:
+        _opened[index] = Device(index, load_driver(), Library())
+    return _opened[index]
+
+
+def devices() -> list[Device]:
+    """Return the GPUs that this process uses."""
+    return list(_opened.values())
 
 
 class Buffer:

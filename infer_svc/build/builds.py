@@ -81,7 +81,8 @@ class Builds:
         self._plugins: set[Path] = set()
         self._knows_plugins = False
         self._child: Child | None = None
-        self._closed = False
+        self.closed = False
+        """Nothing is built any more."""
 
     def serves(self, gpus: Iterable[int]) -> None:
         """Tell that models answer requests on these GPUs from now on."""
@@ -89,7 +90,7 @@ class Builds:
 
     def close(self) -> None:
         """End what is being built; nothing is built after it."""
-        self._closed = True
+        self.closed = True
         if (child := self._child) is not None:
             child.kill(STOPPING)
 
@@ -137,7 +138,7 @@ class Builds:
 
     def _refuse(self, order: Order, key: Key) -> None:
         """Raise why this must not be built now, if so."""
-        if self._closed:
+        if self.closed:
             raise EngineError(STOPPING)
         failed_at, error = self._failed.get(key.digest, (0.0, ""))
         if error and time.monotonic() - failed_at < AGAIN_S:
@@ -182,7 +183,7 @@ class Builds:
             child = self._child = self._start(order, self._limit_s)
         except OSError as err:
             raise EngineError(f"no process for a build can be started: {err}") from err
-        if self._closed:
+        if self.closed:
             child.kill(STOPPING)
         outcome = child.follow(Follower(self.counts))
         self._child = None

@@ -33,6 +33,8 @@ class Mesh:
     gateway: str
     process: subprocess.Popen[bytes]
     log: Path
+    metrics: str
+    """Where the gateway answers scrapes."""
 
     def services(self, module: str) -> list[psutil.Process]:
         """Return the running processes of a service."""
@@ -47,12 +49,13 @@ class Mesh:
 
 def start_mesh(log: Path, *options: str, models: Path = ROOT / "models", **env: str) -> Mesh:
     """Start a mesh and wait until it is SERVING."""
-    gateway = f"127.0.0.1:{free_port()}"
+    gateway, metrics_port = f"127.0.0.1:{free_port()}", free_port()
     command = [sys.executable, "-m", "mesh.cli", "up", "--bind", gateway]
     with log.open("wb") as file:
         process = subprocess.Popen(
             [*command, "--models", str(models), *options],
-            env={**os.environ, "GATEWAY_METRICS_PORT": "0", **env}, stderr=file, cwd=ROOT,
+            env={**os.environ, "GATEWAY_METRICS_PORT": str(metrics_port), **env},
+            stderr=file, cwd=ROOT,
         )  # fmt: skip
     end = time.monotonic() + 60
     while True:
@@ -62,7 +65,7 @@ def start_mesh(log: Path, *options: str, models: Path = ROOT / "models", **env: 
                 stub: Any = health_pb2_grpc.HealthStub(channel)
                 answer = stub.Check(request, timeout=2)
             if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                return Mesh(gateway, process, log)
+                return Mesh(gateway, process, log, f"http://127.0.0.1:{metrics_port}/metrics")
         except grpc.RpcError:
             pass
         if process.poll() is not None or time.monotonic() > end:

@@ -3,7 +3,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ from infer_svc import queue
 from infer_svc.batcher import Batcher
 from infer_svc.config import Batching, Instances, ModelConfig, QueuePolicy
 from infer_svc.lane import Lane
+from infer_svc.metrics import ModelMetrics
 from infer_svc.pool import LanePool
 from mesh.errors import DeadlineExceeded, EngineError, MeshError, Overloaded
 from mesh.item import Reply, Request
@@ -45,8 +46,9 @@ class Rig:
         self.lanes = [Lane(f"m-{index}", self.engine, loop) for index in range(lanes)]
         config = ModelConfig("m", "none", "", max_rows, (), (), (Instances(lanes),), batching, ())
         self.lost: list[str] = []
-        self.pool = LanePool(self.lanes)
-        self.batcher = Batcher(config, self.pool, tracer, self.lost.append)
+        self.metrics = ModelMetrics("m", 1, max_rows)
+        self.pool = LanePool(self.lanes, [], None, self.metrics)
+        self.batcher = Batcher(config, self.pool, tracer, self.metrics, self.lost.append)
         self._first = 0
 
     async def ask(
@@ -638,3 +640,80 @@ async def test_heavy_load_on_several_lanes_is_answered_without_loss() -> None:
 
         await asyncio.wait_for(asyncio.gather(*(client(number) for number in range(64))), 15)
         assert outcomes == {"answered": 1280}
+
+
+async def test_batches_and_answers_are_counted_with_their_times() -> None:
+    async with rig(max_rows=4) as m:
+        tasks = await m.occupy() + m.start(1, 2)
+        await m.waiting(2)
+        m.engine.release()
+        replies = await asyncio.gather(*tasks)
+        timings = [reply.timings for reply in replies if reply.timings is not None]
+        counted = m.metrics
+        assert (counted.batches, counted.rows, counted.succeeded) == (2, 7, 3)
+        assert counted.batch_rows.counts == [0, 0, 2, 0]
+        assert counted.queue_s == pytest.approx(sum(t.queue for t in timings))
+        assert counted.infer_s == pytest.approx(sum(t.run for t in timings))
+        assert counted.output_s == pytest.approx(sum(t.batch for t in timings))
+        assert counted.request_s >= counted.queue_s + counted.infer_s
+        assert not counted.failures
+
+
+async def test_gauges_tell_what_waits_how_long_and_which_lanes_are_busy() -> None:
+    async with rig(max_rows=4, lanes=2) as m:
+        gauges = m.metrics.gauges
+
+        def now(*names: str) -> list[float]:
+            return [gauges[f"mesh_infer_{name}"]() for name in names]
+
+        assert now("queue_depth", "queue_age_seconds", "lanes", "lanes_busy") == [0, 0, 2, 0]
+        tasks = await m.occupy(2) + m.start(1, 2)
+        await m.waiting(2)
+        assert now("queue_depth", "lanes", "lanes_busy") == [2, 2, 2]
+        started = time.monotonic()
+        await eventually(lambda: gauges["mesh_infer_queue_age_seconds"]() >= 0.02)
+        assert time.monotonic() - started < 2
+        m.engine.release()
+        await asyncio.gather(*tasks)
+        assert now("queue_depth", "queue_age_seconds", "lanes_busy") == [0, 0, 0]
+
+
+async def test_failed_requests_are_counted_by_reason_and_every_failed_run() -> None:
+    batching = Batching(default_policy=QueuePolicy(max_size=2))
+    async with rig(batching, max_rows=4) as m:
+        tasks = await m.occupy()
+        waiting = m.start(1, 1)
+        await m.waiting(2)
+        with pytest.raises(Overloaded):
+            await m.ask()
+        waiting[0].cancel()
+        await m.waiting(1)
+        with pytest.raises(DeadlineExceeded):
+            await m.ask(deadline=time.monotonic() + 0.01)
+        m.engine.fail = lambda inputs: EngineError("broken")
+        m.engine.release()
+        await asyncio.gather(*tasks, *waiting, return_exceptions=True)
+        assert m.metrics.failures == {"REJECTED": 2, "CANCELED": 1, "BACKEND": 2}
+        assert m.metrics.batch_failures == {"EngineError": 2 * 5}
+        assert m.metrics.steps == {"retry": 2, "alone": 2 * 3, "blamed": 2}
+        assert (m.metrics.batches, m.metrics.succeeded) == (0, 0)
+
+
+class Interrupting(ModelMetrics):
+    """Calls back in the moment of an answer, before whoever asked has it."""
+
+    interrupt: Callable[[], object]
+
+    def answered(self, requests: int, duration_s: float) -> None:
+        super().answered(requests, duration_s)
+        self.interrupt()
+
+
+async def test_caller_that_gives_up_in_the_moment_of_its_answer_is_counted_once() -> None:
+    async with rig() as m:
+        m.batcher._metrics = metrics = Interrupting("m", 1, 4)
+        (task,) = m.start(1)
+        metrics.interrupt = task.cancel
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (metrics.succeeded, metrics.failures.total()) == (1, 0)

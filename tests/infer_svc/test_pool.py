@@ -8,6 +8,7 @@ import pytest
 
 from infer_svc.golden import Golden
 from infer_svc.lane import Lane
+from infer_svc.metrics import ModelMetrics
 from infer_svc.pool import FRESH_FAILURES, LanePool
 from mesh.errors import EngineError
 from tests.conftest import eventually
@@ -24,8 +25,9 @@ class Rig:
         self.engines = [FakeEngine(), FakeEngine()]
         self.lanes = [Lane(f"m-{i}", self.engines[i // 2], loop) for i in range(4)]
         self.spares = [Lane(f"spare-{i}", self.engines[i], loop) for i in range(2)]
+        self.metrics = ModelMetrics("m", 1, 1)
         golden = Golden.record(KNOWN, self.lanes[0].answer)
-        self.pool = LanePool(self.lanes, self.spares, golden)
+        self.pool = LanePool(self.lanes, self.spares, golden, self.metrics)
         self.broken: list[str] = []
         self.pool.on_broken = self.broken.append
 
@@ -95,7 +97,7 @@ async def test_mended_lane_becomes_the_spare(rig: Rig) -> None:
     assert not rig.pool.is_whole
     await eventually(lambda: rig.pool.is_whole)
     assert rig.context(lane).rebuilt == 1
-    assert rig.pool.rebuilds == {"batch": 1}
+    assert rig.metrics.rebuilds == {"batch": 1}
     taken = []
     while rig.pool.has_idle:
         taken.append(rig.pool.take())
@@ -106,7 +108,7 @@ async def test_mended_lane_becomes_the_spare(rig: Rig) -> None:
 async def test_without_a_spare_the_mended_lane_goes_back_to_work() -> None:
     engine = FakeEngine()
     lane = Lane("m-0", engine, asyncio.get_running_loop())
-    pool = LanePool([lane])
+    pool = LanePool([lane], [], None, ModelMetrics("m", 1, 1))
     pool.retire(pool.take(), "broken", "batch")
     assert await asyncio.wait_for(pool.wait(), 5) is lane
     lane.close()

@@ -313,6 +313,16 @@ async def test_shapes_are_ripe_as_long_as_enough_rows_wait(make: Make) -> None:
     assert list(queue.ripe()) == []
 
 
+async def test_oldest_is_found_on_any_level_until_it_leaves(make: Make) -> None:
+    old, new = make(priority=2, queued=NOW - 2), make(priority=1, queued=NOW - 1)
+    queue = queued(Batching(levels=2, default_level=2), old, new)
+    assert queue.oldest() == NOW - 2
+    queue.discard(old)
+    assert queue.oldest() == NOW - 1
+    drain(queue)
+    assert queue.oldest() == math.inf
+
+
 async def test_shapes_that_no_longer_wait_are_forgotten(make: Make) -> None:
     queue = RequestQueue(LEVELS)
     for width in range(100):

@@ -16,6 +16,7 @@ from infer_svc.batcher import Batcher
 from infer_svc.config import Batching, Instances, ModelConfig
 from infer_svc.golden import Golden
 from infer_svc.lane import Lane
+from infer_svc.metrics import ModelMetrics
 from infer_svc.pool import LanePool
 from mesh.errors import DeadlineExceeded, EngineError, InvalidInput, StageUnavailable
 from mesh.item import Request
@@ -37,14 +38,14 @@ class Rig:
         self.lanes = [Lane(f"m-{index}", self.engine, loop) for index in range(lanes + 1)]
         self.contexts = self.engine.contexts
         known = Golden.record(KNOWN, self.lanes[0].answer) if golden else None
-        self.pool = LanePool(self.lanes[:-1], self.lanes[-1:], known)
+        self.metrics = ModelMetrics("m", 1, max_rows)
+        self.pool = LanePool(self.lanes[:-1], self.lanes[-1:], known, self.metrics)
         self.lost: list[str] = []
         self.serving: list[bool] = []
         config = ModelConfig("m", "none", "", max_rows, (), (), (Instances(lanes),), Batching(), ())
         self.batcher = Batcher(
-            config, self.pool, NoOpTracer(), self.lost.append, self.serving.append
+            config, self.pool, NoOpTracer(), self.metrics, self.lost.append, self.serving.append
         )
-        self.steps = self.batcher._recovery.steps
 
     def fail(self, *contexts: int, fail: Fail) -> None:
         """Let contexts fail, all where none is named; the known batch never does."""
@@ -101,10 +102,10 @@ async def test_failed_batch_is_answered_by_another_lane_and_the_lane_is_mended()
     async with rig() as m:
         m.fail(fail=times(1))
         assert await m.ask_together(range(4)) == [1, 2, 3, 4]
-        assert m.steps == {"retry": 1}
+        assert m.metrics.steps == {"retry": 1}
         await eventually(lambda: m.pool.is_whole)
         assert sum(context.rebuilt for context in m.contexts) == 1
-        assert m.pool.rebuilds == {"batch": 1}
+        assert m.metrics.rebuilds == {"batch": 1}
         assert m.lost == []
 
 
@@ -121,9 +122,9 @@ async def test_callers_own_fault_is_answered_at_once_and_no_lane_suffers() -> No
         m.fail(fail=lambda inputs: InvalidInput("too long"))
         with pytest.raises(InvalidInput, match="too long"):
             await m.ask(1)
-        assert m.steps == {}
+        assert m.metrics.steps == {}
         assert m.pool.is_whole
-        assert not m.pool.rebuilds
+        assert not m.metrics.rebuilds
 
 
 @pytest.mark.parametrize("values", [[POISON], [1, POISON], [1, 2, 3, POISON, 5, 6, 7, 8]], ids=len)
@@ -138,7 +139,7 @@ async def test_poison_is_found_and_the_innocent_are_answered(values: list[int]) 
                 assert "an ill value" in str(outcome)
             else:
                 assert outcome == value + 1
-        assert m.steps["blamed"] == 1
+        assert m.metrics.steps["blamed"] == 1
         await eventually(lambda: m.pool.is_whole)
         assert m.engine.reloaded == 0
         assert m.lost == []
@@ -152,7 +153,7 @@ async def test_much_poison_does_not_reload_the_engine_that_is_well() -> None:
             outcomes = await m.ask_together([POISON, 1, POISON, 2])
             assert [outcomes[1], outcomes[3]] == [2, 3]
             await eventually(lambda: m.pool.is_whole)
-        assert m.steps["blamed"] == 10
+        assert m.metrics.steps["blamed"] == 10
         assert m.engine.reloaded == 0
         assert m.lost == []
 
@@ -171,7 +172,7 @@ async def test_lane_that_is_not_well_is_not_held_against_the_batch() -> None:
         for context in m.contexts[:2]:
             context.fail = hurt(context)
         assert await m.ask_together([1, 2]) == [2, 3]
-        assert m.steps["blamed"] == 0
+        assert m.metrics.steps["blamed"] == 0
         await eventually(lambda: m.pool.is_whole)
 
 
@@ -179,8 +180,8 @@ async def test_batch_too_large_for_the_memory_is_run_in_halves_on_lanes_that_sta
     async with rig() as m:
         m.fail(fail=lambda inputs: OutOfMemory("no room") if len(inputs["x"]) > 2 else None)
         assert await m.ask_together(range(8)) == list(range(1, 9))
-        assert not m.pool.rebuilds
-        assert m.steps["split"] == 2 + 4
+        assert not m.metrics.rebuilds
+        assert m.metrics.steps["split"] == 2 + 4
 
 
 async def test_request_too_large_by_itself_is_answered_so() -> None:
@@ -197,7 +198,7 @@ async def test_lost_gpu_is_told_at_once_and_nothing_is_tried() -> None:
         asking = asyncio.ensure_future(m.ask(1))
         await eventually(lambda: bool(m.lost))
         assert m.lost == ["700"]
-        assert m.steps == {"lost": 1}
+        assert m.metrics.steps == {"lost": 1}
         m.batcher.abandon(StageUnavailable("this replica starts anew"))
         with pytest.raises(StageUnavailable):
             await asking
@@ -235,7 +236,7 @@ async def test_caller_who_gave_up_is_not_tried_again() -> None:
         asking.cancel()
         m.contexts[1].release()
         await eventually(lambda: m.pool.is_whole and m.pool.busy == 0)
-        assert m.steps == {}
+        assert m.metrics.steps == {}
         assert sum(sum(context.rows) for context in m.contexts) <= 3  # with the golden one
 
 
@@ -246,7 +247,7 @@ async def test_engine_whose_new_contexts_do_not_work_is_loaded_anew() -> None:
         assert await m.ask(1) == 2
         assert m.engine.reloaded == 1
         assert m.serving == [False, True]
-        assert m.steps["reload"] == 1
+        assert m.metrics.steps["reload"] == 1
         assert m.pool.is_whole
         assert m.lost == []
 
@@ -329,5 +330,5 @@ async def test_no_call_fails_at_a_fault_rate_of_five_percent(lanes: int, max_row
 
         asked = asyncio.gather(*(client(1000 * number) for number in range(20)))
         assert await asyncio.wait_for(asked, 30) == [50] * 20
-        assert m.steps["retry"] > 5
+        assert m.metrics.steps["retry"] > 5
         assert m.lost == []

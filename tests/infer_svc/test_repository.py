@@ -7,7 +7,15 @@ import pytest
 from infer_svc import repository
 from infer_svc.backends import Machine
 from infer_svc.config import read_config
-from infer_svc.repository import Model, load_model, model_folders, places, warmup_inputs
+from infer_svc.repository import (
+    Model,
+    load_model,
+    model_folders,
+    places,
+    preloaded,
+    version_folder,
+    warmup_inputs,
+)
 from mesh.errors import SettingsError
 from mesh.tensor import TensorSpec, dtype_name
 from tests.infer_svc import graphs
@@ -301,3 +309,32 @@ def test_warmup_of_an_unknown_input_is_refused_with_those_there_are(tmp_path: Pa
     model = loaded(tmp_path, graphs.addition(), "max_batch_size: 8" + warmup(tensor))
     with pytest.raises(SettingsError, match=r"'w' names the input 'x', .* \['left', 'right'\]"):
         warmup_inputs(model)
+
+
+def test_version_folder_is_that_of_the_newest_version(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, "m", graphs.identity(), versions=("1", "10", "9", "011"))
+    assert version_folder(folder) == folder / "10"
+    with pytest.raises(SettingsError, match="'n' has no version"):
+        version_folder(write_model(tmp_path, "n", None, versions=()))
+
+
+def test_preloaded_models_are_in_the_order_of_their_names_and_named_once() -> None:
+    folders = [Path(name) for name in "abcd"]
+    assert preloaded(folders, ()) == []
+    assert preloaded(folders, ("d", "b", "d")) == [Path("d"), Path("b")]
+    assert preloaded(folders, ("c", "*", "a")) == [Path(name) for name in "cbda"]
+    with pytest.raises(SettingsError, match=r"INFER_PRELOAD names \['x'\]"):
+        preloaded(folders, ("a", "x"))
+
+
+def test_model_with_plans_by_compute_capability_alone_has_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repository, "visible_gpus", lambda: 0)
+    text = 'backend: "tensorrt" cc_model_filenames { key: "9.0" value: "h100.plan" }'
+    folder = write_model(tmp_path, "m", b"plan", text, filename="h100.plan")
+    with pytest.raises(SettingsError, match="wants a GPU, this process sees 0"):
+        load_model(folder, Machine())
+    (folder / "1/h100.plan").unlink()
+    with pytest.raises(SettingsError, match=r"has no file .*model\.plan"):
+        load_model(folder, Machine())

@@ -10,8 +10,10 @@ from shutil import copy
 import numpy as np
 import pytest
 from opentelemetry.trace import NoOpTracer
+from prometheus_client import CollectorRegistry
 
 from infer_svc.backends import Machine
+from infer_svc.families import InferMetrics
 from infer_svc.service import InferHandler
 from mesh.arena import Lender
 from mesh.errors import EngineError, InvalidInput, NotFound, Overloaded, Refused, SettingsError
@@ -26,9 +28,15 @@ from tests.infer_svc.graphs import write_model
 ROWS = np.arange(8, dtype=np.float32).reshape(2, 4)
 
 
+def made_handler(root: Path, registry: CollectorRegistry) -> InferHandler:
+    return InferHandler(root, Machine(), NoOpTracer(), Lender(0), InferMetrics(registry))
+
+
 @asynccontextmanager
-async def serving(root: Path) -> AsyncIterator[InferHandler]:
-    handler = InferHandler(root, Machine(), NoOpTracer(), Lender(0))
+async def serving(
+    root: Path, registry: CollectorRegistry | None = None
+) -> AsyncIterator[InferHandler]:
+    handler = made_handler(root, registry or CollectorRegistry())
     await handler.load()
     try:
         yield handler
@@ -245,7 +253,7 @@ async def test_model_that_cannot_be_served_is_refused_with_its_reason_and_others
 
 async def test_missing_repository_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="is no folder"):
-        await InferHandler(tmp_path / "none", Machine(), NoOpTracer(), Lender(0)).load()
+        await made_handler(tmp_path / "none", CollectorRegistry()).load()
 
 
 async def test_each_lane_of_the_config_has_a_thread_that_close_ends(tmp_path: Path) -> None:
@@ -286,6 +294,20 @@ async def test_describe_tells_why_a_model_is_refused_or_not_there(root: Path) ->
     assert isinstance(from_status(specs["bad"].status), Refused)
     assert isinstance(from_status(specs["none"].status), NotFound)
     assert not specs["add"].HasField("status")
+
+
+async def test_each_model_is_counted_by_name_and_version_until_it_is_closed(root: Path) -> None:
+    registry = CollectorRegistry()
+
+    def rows(model: str, version: str) -> float | None:
+        labels = {"model": model, "version": version}
+        return registry.get_sample_value("nv_inference_count", labels)
+
+    async with serving(root, registry) as handler:
+        for _ in range(3):
+            await infer(handler, "add", left=ROWS, right=ROWS)
+        assert (rows("add", "3"), rows("add", "1"), rows("total", "1")) == (6, None, 0)
+    assert rows("add", "3") is None
 
 
 async def test_answers_and_errors_pass_the_wire(handler: InferHandler) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from infer_svc.golden import Golden
 from infer_svc.lane import Batch, Lane
+from infer_svc.metrics import ModelMetrics
 from infer_svc.pool import LanePool
 from infer_svc.watch import watch
 from tests.conftest import eventually
@@ -19,13 +20,14 @@ KNOWN = {"x": np.array([[7]])}
 @asynccontextmanager
 async def watching(
     engine: FakeEngine, lost: list[str], hang_s: float, probe_s: float
-) -> AsyncIterator[LanePool]:
+) -> AsyncIterator[tuple[LanePool, ModelMetrics]]:
     loop = asyncio.get_running_loop()
     lanes = [Lane(f"m-{index}", engine, loop) for index in range(2)]
-    pool = LanePool(lanes[:1], lanes[1:], Golden.record(KNOWN, lanes[0].answer))
+    metrics = ModelMetrics("m", 1, 1)
+    pool = LanePool(lanes[:1], lanes[1:], Golden.record(KNOWN, lanes[0].answer), metrics)
     task = asyncio.create_task(watch(lambda: [pool], lost.append, hang_s, probe_s))
     try:
-        yield pool
+        yield pool, metrics
     finally:
         task.cancel()
         for context in engine.contexts:
@@ -36,7 +38,7 @@ async def watching(
 
 async def test_batch_that_never_ends_is_told_once() -> None:
     engine, lost = FakeEngine(), list[str]()
-    async with watching(engine, lost, hang_s=0.1, probe_s=100) as pool:
+    async with watching(engine, lost, hang_s=0.1, probe_s=100) as (pool, _):
         engine.contexts[0].hold()
         pool.take().submit(Batch([KNOWN], [1]), lambda result: None)
         await eventually(lambda: bool(lost))
@@ -45,11 +47,11 @@ async def test_batch_that_never_ends_is_told_once() -> None:
 
 async def test_lanes_without_work_are_checked_and_a_wrong_one_is_set_aside() -> None:
     engine, lost = FakeEngine(), list[str]()
-    async with watching(engine, lost, hang_s=100, probe_s=0.05) as pool:
+    async with watching(engine, lost, hang_s=100, probe_s=0.05) as (pool, metrics):
         await eventually(lambda: all(len(context.batches) >= 2 for context in engine.contexts))
-        assert not pool.rebuilds
+        assert not metrics.rebuilds
         context = engine.contexts[0]
         context.fail_rebuild = lambda: vars(context).update(wrong=False)
         context.wrong = True
-        await eventually(lambda: pool.rebuilds["probe"] == 1 and pool.is_whole)
+        await eventually(lambda: metrics.rebuilds["probe"] == 1 and pool.is_whole)
     assert lost == []

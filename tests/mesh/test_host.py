@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
+from prometheus_client import CollectorRegistry, Gauge
 
 from mesh.errors import SettingsError
 from mesh.host import Host, serve_metrics
@@ -162,3 +164,13 @@ def test_metrics_port_0_serves_nothing() -> None:
     before = os.listdir("/proc/self/task")
     serve_metrics(0)
     assert os.listdir("/proc/self/task") == before
+
+
+def test_metrics_are_those_of_the_registry_it_was_given() -> None:
+    registry = CollectorRegistry()
+    Gauge("held", "What is held", registry=registry).set(3)
+    with listening(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    serve_metrics(port, registry)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        assert answer.read().decode().splitlines()[-1] == "held 3.0"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from prometheus_client import CollectorRegistry, Gauge
 
 import mesh
 from mesh.client import ClientLimits, StageClient
@@ -21,7 +22,8 @@ from mesh.settings import ServiceSettings, TelemetrySettings
 from mesh.stage import Stage
 from mesh.status import from_rpc_error
 from mesh.telemetry import configure
-from protos.mesh.v1.stage_pb2 import Target, TargetSpec
+from mesh.unary import ask
+from protos.mesh.v1.stage_pb2 import MetricsRequest, MetricsResponse, Target, TargetSpec
 from tests.conftest import STAGE, echo, eventually
 from tests.mesh.test_host import NOT_SERVING, health, no_drain, path_of
 
@@ -43,7 +45,8 @@ async def serving_stage(bind: str, prepared: asyncio.Event) -> AsyncIterator[Sta
     """Serve a stage in this process; `prepared` ends its preparation."""
     settings = ServiceSettings(bind=bind, metrics_port=0, drain_s=1)
     tracing = configure("fake", TelemetrySettings())
-    stage = Stage(STAGE, settings, echo, describe, tracing, Limits())
+    registry = CollectorRegistry()
+    stage = Stage(STAGE, settings, echo, describe, tracing, Limits(), registry=registry)
 
     async def prepare() -> None:
         await prepared.wait()
@@ -105,6 +108,25 @@ async def test_describe_of_a_stage_that_is_away_is_unavailable(bind: str) -> Non
     async with StageClient(STAGE, bind) as client:
         with pytest.raises(StageUnavailable, match=r"no replica of mesh\.v1\.Infer"):
             await client.describe([], timeout_s=0.05)
+
+
+async def test_metrics_are_those_of_the_registry_before_it_serves(bind: str) -> None:
+    async with serving_stage(bind, asyncio.Event()) as stage:
+        Gauge("held", "What is held", registry=stage._registry).set(3)
+        answer = await ask(bind, f"{STAGE}/Metrics", MetricsRequest().SerializeToString(), 5)
+        (family,) = MetricsResponse.FromString(answer).families
+        assert (family.name, family.samples[0].value) == ("held", 3)
+
+
+async def test_metrics_that_crash_are_an_internal_error_and_logged(
+    bind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving_stage(bind, asyncio.Event()) as stage:
+        held = Gauge("held", "What is held", registry=stage._registry)
+        held.set_function(lambda: 1 / 0)
+        with pytest.raises(InternalError):
+            await ask(bind, f"{STAGE}/Metrics", b"", 5)
+        assert "ZeroDivisionError" in caplog.text
 
 
 async def test_method_that_a_stage_does_not_have_is_told(bind: str) -> None:

@@ -3,13 +3,23 @@
 import asyncio
 import math
 import time
+from collections.abc import AsyncIterator
 
 import grpc
 import pytest
 
-from mesh.errors import DeadlineExceeded, InternalError, InvalidInput, ReplicaFull
+from mesh.errors import (
+    DeadlineExceeded,
+    InternalError,
+    InvalidInput,
+    ReplicaFull,
+    StageUnavailable,
+)
+from mesh.host import Host
 from mesh.item import Reply, Request
+from mesh.layers import errors
 from mesh.status import KIND_KEY, from_rpc_error
+from mesh.unary import ask, unary_method
 from tests.conftest import eventually
 from tests.mesh.test_status import raising, unary_channel
 
@@ -130,3 +140,40 @@ async def test_call_whose_time_is_over_is_told_so_and_cancelled() -> None:
             await call(channel, timeout=0.1)
         assert type(from_rpc_error(caught.value)) is DeadlineExceeded
         await eventually(ended.is_set)
+
+
+@pytest.fixture
+async def asked(bind: str) -> AsyncIterator[str]:
+    """A server whose method `/s/M` answers, fails or hangs as it is told."""
+
+    async def handler(request: Request) -> Reply:
+        if request.payload == b"fail":
+            raise InvalidInput("no")
+        while request.payload == b"hang":
+            await asyncio.Event().wait()
+        return Reply(request.payload + b"!")
+
+    host = Host(bind)
+    host.add("s", {"M": unary_method(errors(handler), "M")})
+    await host.start()
+    yield bind
+    await host.server.stop(None)
+
+
+async def test_ask_returns_the_answer(asked: str) -> None:
+    assert await ask(asked, "s/M", b"x", 5) == b"x!"
+
+
+async def test_ask_raises_what_the_server_raised(asked: str) -> None:
+    with pytest.raises(InvalidInput, match="no"):
+        await ask(asked, "s/M", b"fail", 5)
+
+
+async def test_ask_ends_in_time(asked: str) -> None:
+    with pytest.raises(DeadlineExceeded):
+        await ask(asked, "s/M", b"hang", 0.05)
+
+
+async def test_ask_where_nobody_listens_is_unavailable(bind: str) -> None:
+    with pytest.raises(StageUnavailable):
+        await ask(bind, "s/M", b"x", 5)

@@ -45,6 +45,11 @@ class PreprocessStub:
                 request_serializer=protos_dot_mesh_dot_v1_dot_stage__pb2.DescribeRequest.SerializeToString,
                 response_deserializer=protos_dot_mesh_dot_v1_dot_stage__pb2.DescribeResponse.FromString,
                 _registered_method=True)
+        self.Metrics = channel.unary_unary(
+                '/mesh.v1.Preprocess/Metrics',
+                request_serializer=protos_dot_mesh_dot_v1_dot_stage__pb2.MetricsRequest.SerializeToString,
+                response_deserializer=protos_dot_mesh_dot_v1_dot_stage__pb2.MetricsResponse.FromString,
+                _registered_method=True)
 
 
 class PreprocessServicer:
@@ -63,6 +68,12 @@ class PreprocessServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Metrics(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PreprocessServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +86,11 @@ def add_PreprocessServicer_to_server(servicer, server):
                     servicer.Describe,
                     request_deserializer=protos_dot_mesh_dot_v1_dot_stage__pb2.DescribeRequest.FromString,
                     response_serializer=protos_dot_mesh_dot_v1_dot_stage__pb2.DescribeResponse.SerializeToString,
+            ),
+            'Metrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.Metrics,
+                    request_deserializer=protos_dot_mesh_dot_v1_dot_stage__pb2.MetricsRequest.FromString,
+                    response_serializer=protos_dot_mesh_dot_v1_dot_stage__pb2.MetricsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -142,6 +158,33 @@ class Preprocess:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def Metrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.v1.Preprocess/Metrics',
+            protos_dot_mesh_dot_v1_dot_stage__pb2.MetricsRequest.SerializeToString,
+            protos_dot_mesh_dot_v1_dot_stage__pb2.MetricsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class InferStub:
     """Models: tensors in, tensors out.
@@ -163,6 +206,11 @@ class InferStub:
                 request_serializer=protos_dot_mesh_dot_v1_dot_stage__pb2.DescribeRequest.SerializeToString,
                 response_deserializer=protos_dot_mesh_dot_v1_dot_stage__pb2.DescribeResponse.FromString,
                 _registered_method=True)
+        self.Metrics = channel.unary_unary(
+                '/mesh.v1.Infer/Metrics',
+                request_serializer=protos_dot_mesh_dot_v1_dot_stage__pb2.MetricsRequest.SerializeToString,
+                response_deserializer=protos_dot_mesh_dot_v1_dot_stage__pb2.MetricsResponse.FromString,
+                _registered_method=True)
 
 
 class InferServicer:
@@ -181,6 +229,12 @@ class InferServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Metrics(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -193,6 +247,11 @@ def add_InferServicer_to_server(servicer, server):
                     servicer.Describe,
                     request_deserializer=protos_dot_mesh_dot_v1_dot_stage__pb2.DescribeRequest.FromString,
                     response_serializer=protos_dot_mesh_dot_v1_dot_stage__pb2.DescribeResponse.SerializeToString,
+            ),
+            'Metrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.Metrics,
+                    request_deserializer=protos_dot_mesh_dot_v1_dot_stage__pb2.MetricsRequest.FromString,
+                    response_serializer=protos_dot_mesh_dot_v1_dot_stage__pb2.MetricsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -260,6 +319,33 @@ class Infer:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def Metrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.v1.Infer/Metrics',
+            protos_dot_mesh_dot_v1_dot_stage__pb2.MetricsRequest.SerializeToString,
+            protos_dot_mesh_dot_v1_dot_stage__pb2.MetricsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class PostprocessStub:
     """CPU work after the model: tensors in, answers out.
@@ -281,6 +367,11 @@ class PostprocessStub:
                 request_serializer=protos_dot_mesh_dot_v1_dot_stage__pb2.DescribeRequest.SerializeToString,
                 response_deserializer=protos_dot_mesh_dot_v1_dot_stage__pb2.DescribeResponse.FromString,
                 _registered_method=True)
+        self.Metrics = channel.unary_unary(
+                '/mesh.v1.Postprocess/Metrics',
+                request_serializer=protos_dot_mesh_dot_v1_dot_stage__pb2.MetricsRequest.SerializeToString,
+                response_deserializer=protos_dot_mesh_dot_v1_dot_stage__pb2.MetricsResponse.FromString,
+                _registered_method=True)
 
 
 class PostprocessServicer:
@@ -299,6 +390,12 @@ class PostprocessServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Metrics(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PostprocessServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -311,6 +408,11 @@ def add_PostprocessServicer_to_server(servicer, server):
                     servicer.Describe,
                     request_deserializer=protos_dot_mesh_dot_v1_dot_stage__pb2.DescribeRequest.FromString,
                     response_serializer=protos_dot_mesh_dot_v1_dot_stage__pb2.DescribeResponse.SerializeToString,
+            ),
+            'Metrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.Metrics,
+                    request_deserializer=protos_dot_mesh_dot_v1_dot_stage__pb2.MetricsRequest.FromString,
+                    response_serializer=protos_dot_mesh_dot_v1_dot_stage__pb2.MetricsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -368,6 +470,33 @@ class Postprocess:
             '/mesh.v1.Postprocess/Describe',
             protos_dot_mesh_dot_v1_dot_stage__pb2.DescribeRequest.SerializeToString,
             protos_dot_mesh_dot_v1_dot_stage__pb2.DescribeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Metrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.v1.Postprocess/Metrics',
+            protos_dot_mesh_dot_v1_dot_stage__pb2.MetricsRequest.SerializeToString,
+            protos_dot_mesh_dot_v1_dot_stage__pb2.MetricsResponse.FromString,
             options,
             channel_credentials,
             insecure,

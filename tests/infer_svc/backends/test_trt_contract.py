@@ -65,6 +65,7 @@ GUARDED = {
     "NetworkDefinitionCreationFlag.STRONGLY_TYPED": {"tensorrt", "rtx"},
     "INetworkDefinition.add_plugin_v3": {"tensorrt"},
     "ComputeCapability": {"rtx"},
+    "CudaGraphStrategy": {"rtx"},
     "IRuntimeConfig.create_runtime_cache": {"rtx"},
     "IRuntimeConfig.cuda_graph_strategy": {"rtx"},
     "Runtime.get_engine_validity": {"rtx"},

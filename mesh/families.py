@@ -1,0 +1,47 @@
+"""Prometheus families as messages: how the gateway gets those of its replicas."""
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Metric
+
+from protos.mesh.v1.stage_pb2 import MetricFamily, MetricSample, MetricsResponse
+
+
+def pack_families(registry: CollectorRegistry) -> MetricsResponse:
+    """Return what a scrape of the registry would; exemplars and timestamps stay behind."""
+    return MetricsResponse(families=map(_pack, registry.collect()))
+
+
+def unpack_families(response: MetricsResponse, labels: Mapping[str, str]) -> list[Metric]:
+    """Return the families of a message.
+
+    Args:
+        response: as `pack_families` made it.
+        labels: that each sample gets. One that a sample has already is kept as `exported_…`, as
+            Prometheus does.
+
+    Raises:
+        ValueError: a family has a name or a type that cannot be.
+    """
+    return [_unpack(family, labels) for family in response.families]
+
+
+def _pack(metric: Metric) -> MetricFamily:
+    return MetricFamily(
+        name=metric.name,
+        documentation=metric.documentation,
+        type=metric.type,
+        unit=metric.unit,
+        samples=[
+            MetricSample(name=sample.name, labels=sample.labels, value=sample.value)
+            for sample in metric.samples
+        ],
+    )
+
+
+def _unpack(family: MetricFamily, labels: Mapping[str, str]) -> Metric:
+    metric = Metric(family.name, family.documentation, family.type, family.unit)
+    for sample in family.samples:
+        own = {f"exported_{k}" if k in labels else k: v for k, v in sample.labels.items()}
+        metric.add_sample(sample.name, {**own, **labels}, sample.value)
+    return metric

@@ -1,0 +1,101 @@
+"""Lanes of a model: opened, warmed up, closed again when something fails."""
+
+import asyncio
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infer_svc.backends import Machine
+from infer_svc.faults import Fault, Faults
+from infer_svc.lane import Lane
+from infer_svc.repository import Model, load_model
+from infer_svc.served import OPEN_TRIES, open_lanes, rows_of
+from mesh.errors import EngineError, InvalidInput
+from tests.infer_svc import graphs
+from tests.infer_svc.graphs import write_model
+
+CONFIG = "max_batch_size: 4 instance_group [ { count: 2 } ]"
+
+
+class Failing(Faults):
+    """Fails the first times that a context is made."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__({"context": Fault(1.0)})
+        self.left = times
+
+    def at(self, seam: str) -> None:
+        if seam == "context":
+            self.left -= 1
+            if self.left < 0:
+                return
+        super().at(seam)
+
+
+def model(tmp_path: Path, failures: int = 0, text: str = CONFIG) -> Model:
+    folder = write_model(tmp_path, "m", graphs.identity(dims=("n", 4)), text)
+    return load_model(folder, Machine(1, Failing(failures)))
+
+
+def threads() -> list[str]:
+    return sorted(t.name for t in threading.enumerate() if t.name.startswith("m-"))
+
+
+def close(lanes: list[Lane]) -> None:
+    for lane in lanes:
+        lane.close()
+
+
+async def test_lanes_and_a_spare_are_opened_and_a_warm_up_is_the_known_batch(
+    tmp_path: Path,
+) -> None:
+    lanes, spares, golden = open_lanes(model(tmp_path), asyncio.get_running_loop())
+    assert [lane.name for lane in (*lanes, *spares)] == ["m-0", "m-1", "m-spare-0"]
+    assert golden is not None
+    np.testing.assert_array_equal(golden.outputs["y"], golden.inputs["x"])
+    for lane in (*lanes, *spares):
+        assert await lane.check(golden) == ""
+    close([*lanes, *spares])
+
+
+async def test_model_without_a_warm_up_has_no_known_batch(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, "m", graphs.identity(dims=("n", "k")), "max_batch_size: 4")
+    lanes, spares, golden = open_lanes(load_model(folder, Machine()), asyncio.get_running_loop())
+    assert golden is None
+    assert await lanes[0].check(golden) == ""
+    close([*lanes, *spares])
+
+
+async def test_context_that_cannot_be_made_at_first_is_made_the_next_time(tmp_path: Path) -> None:
+    made = model(tmp_path, OPEN_TRIES - 1)
+    lanes, spares, _ = open_lanes(made, asyncio.get_running_loop())
+    assert len(lanes) == 2
+    close([*lanes, *spares])
+
+
+async def test_context_that_cannot_be_made_at_all_leaves_no_lane_behind(tmp_path: Path) -> None:
+    made = model(tmp_path, 100)
+    made.placements[0].engine._faults.left = 0  # type: ignore[attr-defined]
+    lane = Lane("m-other", made.placements[0].engine, asyncio.get_running_loop())
+    made.placements[0].engine._faults.left = 100  # type: ignore[attr-defined]
+    with pytest.raises(EngineError, match="at 'context'"):
+        open_lanes(made, asyncio.get_running_loop())
+    assert threads() == ["m-other"]
+    lane.close()
+
+
+@pytest.mark.parametrize(
+    ("rows", "max_rows", "wanted"), [((3, 3), 4, 3), ((4,), 4, 4), ((7, 2), 0, 1)]
+)
+def test_rows_are_those_of_every_tensor(rows: tuple[int, ...], max_rows: int, wanted: int) -> None:
+    tensors = {str(index): np.zeros((count, 2)) for index, count in enumerate(rows)}
+    assert rows_of(dict(tensors), max_rows, "m") == wanted
+
+
+@pytest.mark.parametrize(("rows", "max_rows"), [((3, 2), 4), ((5,), 4), ((0,), 4)])
+def test_rows_that_do_not_fit_are_refused(rows: tuple[int, ...], max_rows: int) -> None:
+    tensors = {str(index): np.zeros((count, 2)) for index, count in enumerate(rows)}
+    with pytest.raises(InvalidInput, match="wanted the same number for each tensor, 1 to 4"):
+        rows_of(dict(tensors), max_rows, "m")
