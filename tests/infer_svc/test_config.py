@@ -310,7 +310,7 @@ def test_plan_files_by_compute_capability(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pair", ['key: "sm_90" value: "a.plan"', 'key: "9.0" value: ""'])
 def test_plan_files_that_are_none_are_refused(tmp_path: Path, pair: str) -> None:
-    with pytest.raises(SettingsError, match="wanted a file for a compute capability as '9.0'"):
+    with pytest.raises(SettingsError, match=r"wanted a file for a compute capability as '9\.0'"):
         read(tmp_path, f"cc_model_filenames {{ {pair} }}")
 
 

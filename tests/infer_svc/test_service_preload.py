@@ -136,7 +136,7 @@ async def test_error_that_nobody_expected_leaves_the_next_model_alone(
         raise RuntimeError("a bug")
 
     monkeypatch.setitem(BACKENDS, "slow", broken)
-    async with serving(root, ("x", "b")) as handler:
+    async with serving(root, ("x", "y", "z", "b")) as handler:
         await eventually(lambda: states(handler)["b"] == "ready")
         with pytest.raises(Refused, match="see the log"):
             await infer(handler, "x")
@@ -159,12 +159,12 @@ async def test_name_that_is_not_in_the_repository_stops_the_start(root: Path) ->
 async def test_stopping_waits_for_the_model_that_is_being_loaded_and_begins_no_other(
     root: Path, gate: Gate
 ) -> None:
-    async with serving(root, ("x", "z")) as handler:
+    async with serving(root, ("x", "y", "z")) as handler:
         await eventually(lambda: gate.asked == ["x"])
         stopping = asyncio.create_task(handler.stop_loading())
         await asyncio.sleep(0)
         assert not stopping.done()
-        gate.let.release(2)
+        gate.let.release(3)
         await asyncio.wait_for(stopping, PATIENCE_S)
         assert gate.asked == ["x"]
         assert states(handler)["x"] == "ready"
@@ -193,9 +193,7 @@ async def test_slots_are_large_enough_for_what_a_preloaded_model_declares(
     handler.close()
 
 
-async def test_builds_end_with_the_process_and_know_that_it_serves(
-    root: Path, tmp_path: Path
-) -> None:
+async def test_builds_end_with_the_process_and_know_that_it_serves(tmp_path: Path) -> None:
     class Noting(Builds):
         told: int = 0
 
@@ -203,7 +201,9 @@ async def test_builds_end_with_the_process_and_know_that_it_serves(
             self.told += 1
 
     builds = Noting(tmp_path / "engines")
-    async with serving(root, ("b",), Machine(builds=builds)) as handler:
+    for name in ("a", "b"):
+        write_model(tmp_path / "models", name, graphs.identity(), "max_batch_size: 8")
+    async with serving(tmp_path / "models", ("b",), Machine(builds=builds)) as handler:
         await eventually(lambda: states(handler)["b"] == "ready")
     assert builds.told == 2
     assert builds.closed

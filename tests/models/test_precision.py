@@ -12,7 +12,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from infer_svc.backends.tensorrt import onnx_inputs, profiles_of
+from infer_svc.backends.shapes import profiles_of
+from infer_svc.backends.tensorrt import onnx_inputs
 from infer_svc.backends.trt_api import load_api
 from infer_svc.build import graph
 from infer_svc.build.precision import Converted, convert
