@@ -67,6 +67,8 @@ class InferHandler:
         self._preload = preload
         self._coming: list[Path] = []
         self._preloading: asyncio.Task[None] | None = None
+        if machine.builds is not None:
+            machine.builds.on_built = self._count_build
 
     async def load(self) -> None:
         """Load and warm up every model; one that cannot be is named and refused, others serve.
@@ -198,6 +200,9 @@ class InferHandler:
                 self._broken[self._coming[0].name] = Refused("it cannot be loaded; see the log")
             self._coming.pop(0)
             self._tell_serving()
+
+    def _count_build(self, config: ModelConfig, version: int, result: str, took_s: float) -> None:
+        self._metrics.add(config.name, version, config.max_rows).built(result, took_s)
 
     def _tell_serving(self) -> None:
         """Let nothing be built on a GPU that serves."""

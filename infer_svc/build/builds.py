@@ -1,5 +1,6 @@
 """Engines for the models of a process: from the repository, the cache, or a child that builds."""
 
+import functools
 import logging
 import threading
 import time
@@ -70,6 +71,9 @@ class Builds:
     ) -> None:
         self._start = child
         self.counts = Counts()
+        self.on_built: Callable[[ModelConfig, int, str, float], None] = lambda *_: None
+        """Called after each build with the config and version of its model, `ok` or `failed`, and
+        the seconds it took."""
         self._cache = EngineCache(root)
         self._limit_s = limit_s
         self._on_serving_gpu = on_serving_gpu
@@ -117,16 +121,17 @@ class Builds:
             return plan
         self._cache.open()
         order = order_for(source_of(path.parent, config), config, gpu, self._cache.root)
-        return self._obtain(order, order.key(target))
+        tell = functools.partial(self.on_built, config, int(path.parent.name))
+        return self._obtain(order, order.key(target), tell)
 
-    def _obtain(self, order: Order, key: Key) -> CachedEngine:
+    def _obtain(self, order: Order, key: Key, tell: Callable[[str, float], None]) -> CachedEngine:
         with self._lock:
             engine = self._cache.find(key)
             if engine is not None:
                 self.counts.found += 1
                 return engine
             self._refuse(order, key)
-            return self._build(order, key)
+            return self._build(order, key, tell)
 
     def _load_plugins(self, api: Api, paths: tuple[Path, ...]) -> None:
         with self._lock:
@@ -151,7 +156,7 @@ class Builds:
                 f"`trtmesh engine build {order.model}`, or set INFER_BUILD_ON_SERVING_GPU=true"
             )
 
-    def _build(self, order: Order, key: Key) -> CachedEngine:
+    def _build(self, order: Order, key: Key, tell: Callable[[str, float], None]) -> CachedEngine:
         counts = self.counts
         started = time.monotonic()
         counts.model, counts.phase, counts.step, counts.steps = order.model, "starting", 0, 0
@@ -163,6 +168,7 @@ class Builds:
                 raise EngineError(f"the builder left no engine {key.digest} in {self._cache.root}")
         except EngineError as err:
             counts.failed += 1
+            tell("failed", time.monotonic() - started)
             self._failed[key.digest] = time.monotonic(), str(err)
             raise
         finally:
@@ -170,6 +176,7 @@ class Builds:
             took = time.monotonic() - started
             counts.seconds += took
         counts.done += 1
+        tell("ok", took)
         log.info("engine built", extra={"model": order.model, "s": round(took, 1)})
         return engine
 

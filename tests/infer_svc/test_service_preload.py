@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from infer_svc.backends import BACKENDS, Engine, Machine
 from infer_svc.backends.onnxruntime import load_onnxruntime
 from infer_svc.build.builds import Builds
-from infer_svc.config import ModelConfig
+from infer_svc.config import ModelConfig, read_config
 from infer_svc.families import InferMetrics
 from infer_svc.service import InferHandler
 from mesh.arena import Lender
@@ -207,3 +207,14 @@ async def test_builds_end_with_the_process_and_know_that_it_serves(tmp_path: Pat
         await eventually(lambda: states(handler)["b"] == "ready")
     assert builds.told == 2
     assert builds.closed
+
+
+async def test_build_is_counted_for_its_model(tmp_path: Path) -> None:
+    registry = CollectorRegistry()
+    write_model(tmp_path / "models", "a", graphs.identity(), "max_batch_size: 8")
+    builds = Builds(tmp_path / "engines")
+    machine = Machine(builds=builds)
+    InferHandler(tmp_path / "models", machine, NoOpTracer(), Lender(0), InferMetrics(registry))
+    builds.on_built(read_config(tmp_path / "models/a"), 1, "ok", 2.0)
+    labels = {"model": "a", "version": "1", "result": "ok"}
+    assert registry.get_sample_value("mesh_infer_engine_builds_total", labels) == 1

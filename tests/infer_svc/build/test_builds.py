@@ -65,12 +65,16 @@ def full() -> Any:
 def test_engine_is_built_once_and_then_found_without_a_child(tmp_path: Path) -> None:
     folder, children = model_folder(tmp_path / "models"), Children()
     builds = Builds(tmp_path / "engines", child=children)
+    told: list[tuple[str, int, str]] = []
+    builds.on_built = lambda config, version, result, _: told.append((config.name, version, result))
     first = engine(builds, folder)
+    assert told == [("m", 1, "ok")]
     assert first.plan.stat().st_size > 0
     assert first.manifest is not None
     assert first.manifest.model == "m"
     assert engine(builds, folder) == first
     again = Builds(tmp_path / "engines", child=children)
+    again.on_built = lambda *_: pytest.fail("nothing was built")
     assert engine(again, folder) == first
     assert children.started == 1
     assert (builds.counts.done, builds.counts.found, builds.counts.failed) == (1, 1, 0)
@@ -103,10 +107,13 @@ def test_broken_entry_is_built_anew(tmp_path: Path) -> None:
 def test_failed_build_tells_why_and_is_not_tried_again_at_once(tmp_path: Path) -> None:
     folder, children = model_folder(tmp_path / "models"), Children(FAIL)
     builds = Builds(tmp_path / "engines", child=children)
+    told: list[str] = []
+    builds.on_built = lambda _, __, result, ___: told.append(result)
     for _ in range(2):
         with pytest.raises(EngineError, match="no engine could be built: too hot; its log is"):
             engine(builds, folder)
     assert children.started == 1
+    assert told == ["failed"]
     assert (builds.counts.failed, builds.counts.done) == (1, 0)
     with pytest.raises(EngineError):
         engine(builds, folder, max_rows=8)
