@@ -4,6 +4,7 @@ Serving needs no package onnx; it is imported when something is built.
 """
 
 import collections
+import contextlib
 import fnmatch
 import importlib
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from mesh.errors import EngineError, SettingsError
+from mesh.errors import EngineError, MeshError, SettingsError
 
 IR_OF_OPSET_21 = 10
 
@@ -29,6 +30,24 @@ def package(name: str = "onnx") -> Any:
         raise SettingsError(
             f"converting a model needs the package onnx ({err}); pip install 'trtmesh[tensorrt]'"
         ) from err
+
+
+@contextlib.contextmanager
+def foreign(step: str) -> Iterator[None]:
+    """Tell what another package's converter raises as an error of ours.
+
+    Args:
+        step: what is tried.
+
+    Raises:
+        EngineError: it failed.
+    """
+    try:
+        yield
+    except MeshError:
+        raise
+    except Exception as err:  # a boundary: on an odd model they raise whatever comes up inside
+        raise EngineError(f"{step} failed: {type(err).__name__}: {err}") from err
 
 
 def load(path: Path) -> Any:
@@ -68,9 +87,14 @@ def save(model: Any, path: Path) -> None:
 
 
 def types(model: Any) -> dict[str, int]:
-    """Return the element types of all tensors whose type can be told."""
+    """Return the element types of all tensors whose type can be told.
+
+    Raises:
+        EngineError: the types that the model states contradict each other.
+    """
     onnx = package()
-    graph = onnx.shape_inference.infer_shapes(model).graph
+    with foreign("shape inference"):
+        graph = onnx.shape_inference.infer_shapes(model).graph
     found = {tensor.name: tensor.data_type for tensor in graph.initializer}
     for value in (*graph.input, *graph.output, *graph.value_info):
         if value.type.HasField("tensor_type"):
@@ -93,13 +117,8 @@ def upgraded(model: Any, wanted: int) -> Any:
     """
     if opset(model) >= wanted:
         return model
-    onnx = package()
-    try:
+    with foreign(f"raising opset {opset(model)} to {wanted}"):
         made = package("onnx.version_converter").convert_version(model, wanted)
-    except (RuntimeError, ValueError, onnx.checker.ValidationError) as err:
-        raise EngineError(
-            f"opset {opset(model)} cannot be raised to {wanted}: {err}; export the model anew"
-        ) from err
     made.ir_version = max(made.ir_version, IR_OF_OPSET_21)
     return made
 

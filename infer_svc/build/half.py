@@ -23,10 +23,11 @@ def halved(model: Any, keep: Collection[str]) -> Any:
 
     Raises:
         SettingsError: onnx is not installed.
+        EngineError: the model cannot be converted.
     """
     converter = graph.package("onnxruntime.transformers.float16")
     blocked = [*converter.DEFAULT_OP_BLOCK_LIST, "QuantizeLinear", "DequantizeLinear"]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), graph.foreign("the conversion to FP16"):
         warnings.simplefilter("ignore")  # one for each weight that becomes 65504 or tiny
         made = converter.convert_float_to_float16(
             model, keep_io_types=True, op_block_list=blocked, node_block_list=list(keep)

@@ -69,6 +69,7 @@ def convert(
     """
     if recipe.precision == "fp32":
         return Converted(source, (), (), None, None)
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         conversion = _Conversion(source, target, recipe, flavour)
         with tempfile.TemporaryDirectory(prefix=".convert-", dir=target.parent) as folder:

@@ -68,7 +68,8 @@ def prepared(model: Any) -> Any:
     onnx = graph.package()
     made = graph.upgraded(model, OPSET)
     _lift_constants(made.graph)
-    made = onnx.shape_inference.infer_shapes(made)
+    with graph.foreign("shape inference"):
+        made = onnx.shape_inference.infer_shapes(made)
     graph.package("onnxruntime.quantization.quant_utils").add_pre_process_metadata(made)
     return made
 
@@ -81,10 +82,13 @@ def calibrate(source: Path, target: Path, batches: Iterable[Tensors], nodes: Seq
         target: JSON in ONNX Runtime's form, which `quantize` reads.
         batches: representative data; a few dozen rows at least.
         nodes: names of those to be quantized.
+
+    Raises:
+        EngineError: the model does not run on the data.
     """
     kinds = {node.op_type for node in graph.load(source).graph.node if node.name in set(nodes)}
     calibration = graph.package("onnxruntime.quantization.calibrate")
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, _quiet(), graph.foreign("calibration"):
         calibrator = calibration.create_calibrator(
             source,
             sorted(kinds),
@@ -104,12 +108,15 @@ def quantize(source: Path, target: Path, ranges: Path, nodes: Sequence[str]) -> 
         target: the new one, its other nodes in FP32.
         ranges: as `calibrate` wrote them.
         nodes: names of those to be quantized.
+
+    Raises:
+        EngineError: the model cannot be quantized.
     """
     ort = graph.package("onnxruntime.quantization")
     kinds = sorted(
         {node.op_type for node in graph.load(source).graph.node if node.name in set(nodes)}
     )
-    with _quiet():
+    with _quiet(), graph.foreign("quantization"):
         ort.quantize_static(
             str(source),
             str(target),

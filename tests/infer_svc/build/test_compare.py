@@ -26,7 +26,7 @@ def run(*words: object) -> int:
 @pytest.fixture
 def net(tmp_path: Path) -> Path:
     """The perceptron, with data.npz beside it."""
-    np.savez(tmp_path / "data.npz", **rows(16))
+    np.savez(tmp_path / "data.npz", x=rows(16))
     return perceptron(tmp_path / "model.onnx")
 
 

@@ -1,5 +1,6 @@
 """ONNX graphs: read, named, sorted, upgraded, and what is wrong with a file."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -42,6 +43,22 @@ def test_missing_package_is_told_with_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(SettingsError, match=r"pip install 'trtmesh\[tensorrt\]'"):
         graph.load(Path("m.onnx"))
+
+
+def test_serving_and_recipes_need_no_package_onnx() -> None:
+    modules = "infer_svc.service, infer_svc.build.recipe, infer_svc.build.compare"
+    program = f"import sys; sys.modules['onnx'] = None; import {modules}"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_what_another_package_raises_is_told_with_the_step() -> None:
+    with pytest.raises(EngineError, match=r"^folding failed: KeyError: 'x'$"):
+        with graph.foreign("folding"):
+            raise KeyError("x")
+    with pytest.raises(SettingsError, match=r"^ours$"):
+        with graph.foreign("folding"):
+            raise SettingsError("ours")
 
 
 def test_sorting_brings_each_node_behind_what_it_reads(tmp_path: Path) -> None:
@@ -91,7 +108,7 @@ def test_opset_is_raised_and_never_lowered(tmp_path: Path) -> None:
 def test_operator_that_cannot_be_raised_is_told(tmp_path: Path) -> None:
     loaded = graph.load(two(tmp_path / "m.onnx"))
     loaded.graph.node[0].op_type = "NoSuchOperator"
-    with pytest.raises(EngineError, match="opset 17 cannot be raised to 21"):
+    with pytest.raises(EngineError, match="raising opset 17 to 21 failed"):
         graph.upgraded(loaded, 21)
 
 

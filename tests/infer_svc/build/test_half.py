@@ -25,7 +25,7 @@ def test_inside_is_fp16_and_inputs_and_outputs_stay(tmp_path: Path) -> None:
     made = halved(graph.load(perceptron(tmp_path / "m.onnx")), [])
     kinds = graph.types(made)
     assert [kinds[name] for name in "xywvab"] == [FLOAT, FLOAT, HALF, HALF, HALF, HALF]
-    x = rows(16)["x"]
+    x = rows(16)
     wanted = load_onnxruntime(tmp_path / "m.onnx", 1).open().run([{"x": x}])["y"]
     given = run(made, tmp_path / "h.onnx", x)
     assert 0 < np.abs(given - wanted).max() < 0.05
@@ -59,7 +59,7 @@ def test_no_fp16_is_passed_between_two_nodes_that_are_kept(tmp_path: Path) -> No
 
 def test_last_node_can_be_kept(tmp_path: Path) -> None:
     made = halved(graph.load(perceptron(tmp_path / "m.onnx")), ["wide", "fold", "narrow"])
-    x = rows(16)["x"]
+    x = rows(16)
     wanted = load_onnxruntime(tmp_path / "m.onnx", 1, literal=True).open().run([{"x": x}])["y"]
     given = run(made, tmp_path / "h.onnx", x)
     assert np.abs(given - wanted).max() < 0.05

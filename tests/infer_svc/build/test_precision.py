@@ -19,7 +19,7 @@ from tests.infer_svc.build.nets import convolution, overflowing, perceptron, row
 @pytest.fixture
 def net(tmp_path: Path) -> Path:
     """The perceptron, with data.npz beside it."""
-    np.savez(tmp_path / "data.npz", **rows(16))
+    np.savez(tmp_path / "data.npz", x=rows(16))
     return perceptron(tmp_path / "model.onnx")
 
 
@@ -39,8 +39,9 @@ def test_model_is_written_with_its_report(precision: str, net: Path, tmp_path: P
     assert Report.from_json(report_path(target).read_text()) == made.report
     old, new = (load_onnxruntime(path, 1) for path in (net, target))
     assert (old.inputs, old.outputs) == (new.inputs, new.outputs)
-    x = rows(16)
-    wanted, given = (engine.open().run([dict(x)])["y"] for engine in (old, new))
+    wanted, given = (
+        np.asarray(engine.open().run([{"x": rows(16)}])["y"], np.float64) for engine in (old, new)
+    )
     assert np.linalg.norm(given - wanted) / np.linalg.norm(wanted) < made.report.tolerance
     assert not list(tmp_path.glob(".convert-*"))
 
@@ -117,7 +118,7 @@ def test_nodes_that_overflow_are_found_and_kept(tmp_path: Path) -> None:
 
 def test_sensitive_node_is_found_and_kept_out_of_int8(tmp_path: Path) -> None:
     """One input a hundred thousand times the others: its range leaves nothing for them."""
-    odd = rows(16)["x"]
+    odd = rows(16)
     odd[:, 0] *= 1e5
     np.savez(tmp_path / "data.npz", x=odd)
     net = perceptron(tmp_path / "model.onnx")
@@ -141,7 +142,7 @@ def test_search_that_would_leave_nothing_in_int8_is_refused(net: Path, tmp_path:
 
 
 def test_rtx_refuses_int8_convolutions_by_name_and_takes_the_rest(tmp_path: Path) -> None:
-    np.savez(tmp_path / "data.npz", **rows(3, 8, 8))
+    np.savez(tmp_path / "data.npz", x=rows(3, 8, 8))
     source, target = convolution(tmp_path / "model.onnx"), tmp_path / "new.onnx"
     recipe = Recipe("int8", calibration=tmp_path / "data.npz")
     with pytest.raises(SettingsError, match=r"int8 of .*model\.onnx: tensorrt_rtx.*operator Conv"):

@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from infer_svc.build import graph
 from infer_svc.build.quantization import calibrate, prepared, quantizable, quantize
-from mesh.errors import SettingsError
+from mesh.errors import EngineError, SettingsError
+from mesh.tensor import Tensors
 from tests.infer_svc.build.nets import convolution, perceptron, samples
 from tests.infer_svc.graphs import identity, model, value
 
@@ -71,7 +72,7 @@ def test_batches_of_several_lengths_are_measured_together(tmp_path: Path) -> Non
     serialized = model(nodes, [value("x", "FP32", sizes)], [value("y", "FP32", sizes)], [weight])
     (tmp_path / "m.onnx").write_bytes(serialized)
     graph.save(prepared(graph.load(tmp_path / "m.onnx")), tmp_path / "p.onnx")
-    batches = [{"x": np.full((2, n, 4), float(n), np.float32)} for n in (1, 3, 5)]
+    batches: list[Tensors] = [{"x": np.full((2, n, 4), float(n), np.float32)} for n in (1, 3, 5)]
     calibrate(tmp_path / "p.onnx", tmp_path / "r.json", batches, ["m"])
     quantize(tmp_path / "p.onnx", tmp_path / "q.onnx", tmp_path / "r.json", ["m"])
     arrays = {
@@ -79,6 +80,14 @@ def test_batches_of_several_lengths_are_measured_together(tmp_path: Path) -> Non
         for one in graph.load(tmp_path / "q.onnx").graph.initializer
     }
     assert arrays["x_scale"] * 127 > 2.5
+
+
+def test_data_that_the_model_cannot_run_is_told(tmp_path: Path) -> None:
+    graph.save(prepared(graph.load(perceptron(tmp_path / "m.onnx"))), tmp_path / "p.onnx")
+    odd: list[Tensors] = [{"x": np.zeros((1, 3), np.float32)}]
+    with pytest.raises(EngineError, match=r"calibration failed: InvalidArgument: .*x"):
+        calibrate(tmp_path / "p.onnx", tmp_path / "r.json", odd, ["wide"])
+    assert not (tmp_path / "r.json").exists()
 
 
 def test_constants_count_as_weights(tmp_path: Path) -> None:
