@@ -17,6 +17,8 @@ LENGTHS = (32, 64, 128, 256, 512)
 LENGTHS_KEY = "length_buckets"
 PLUGINS_KEY = "plugins"
 DEFAULT_RECIPE = Recipe()
+ENSEMBLE = "ensemble"
+NEWEST = -1
 _BACKEND_OF_PLATFORM = {
     "onnxruntime_onnx": "onnxruntime",
     "tensorrt_plan": "tensorrt",
@@ -95,6 +97,19 @@ class Instances:
 
 
 @dataclass(frozen=True)
+class Step:
+    """One step of an ensemble: a model, and the ensemble's tensors that it takes and makes."""
+
+    model: str
+    version: int
+    """`NEWEST`: the one that is served."""
+    inputs: tuple[tuple[str, str], ...]
+    """An input of the model and the tensor given to it; in the order of their names."""
+    outputs: tuple[tuple[str, str], ...]
+    """An output of the model and the tensor it becomes; those that nobody wants may lack."""
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """One model of the repository."""
 
@@ -125,6 +140,8 @@ class ModelConfig:
     plugins: tuple[str, ...] = ()
     """Shared libraries with TensorRT's plugins, relative to the model's folder. From the parameter
     `plugins`, as "lib/a.so,lib/b.so"."""
+    ensemble: tuple[Step, ...] = ()
+    """Steps of a model that is made of others; it has neither file nor lanes of its own."""
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -150,6 +167,7 @@ def read_config(folder: Path) -> ModelConfig:
 
 def _convert(message: triton.ModelConfig, folder: Path) -> ModelConfig:
     backend = message.backend or _BACKEND_OF_PLATFORM.get(message.platform, message.platform)
+    ensemble = _ensemble(message, backend)
     filename = "model.plan" if backend == "tensorrt" else "model.onnx"
     if backend == "onnxruntime" and any(_names_gpu(group) for group in message.instance_group):
         backend = "tensorrt"
@@ -170,6 +188,45 @@ def _convert(message: triton.ModelConfig, folder: Path) -> ModelConfig:
         recipe=recipe_of(message, folder),
         plans=_plans(message),
         plugins=_plugins(message.parameters[PLUGINS_KEY].string_value),
+        ensemble=ensemble,
+    )
+
+
+def _ensemble(message: triton.ModelConfig, backend: str) -> tuple[Step, ...]:
+    steps = message.ensemble_scheduling.step
+    if backend != ENSEMBLE:
+        if steps:
+            raise ValueError(
+                f"ensemble_scheduling came for the platform or backend {backend!r}; "
+                'write platform: "ensemble"'
+            )
+        return ()
+    if not steps:
+        raise ValueError(
+            "an ensemble has no steps; list them in ensemble_scheduling { step [ … ] }"
+        )
+    if not message.input or not message.output:
+        raise ValueError(
+            f"an ensemble declares {len(message.input)} inputs and {len(message.output)} outputs, "
+            "wanted at least one of each: it has no file to take them from"
+        )
+    if message.instance_group or message.model_warmup:
+        raise ValueError(
+            "an ensemble has an instance_group or a model_warmup, but nothing of its own to run; "
+            "give them to the models of its steps"
+        )
+    return tuple(_step(number, step) for number, step in enumerate(steps, 1))
+
+
+def _step(number: int, step: triton.ModelEnsembling.Step) -> Step:
+    for field in ("model_name", "input_map", "output_map"):
+        if not getattr(step, field):
+            raise ValueError(f"step {number} of the ensemble has no {field}")
+    return Step(
+        model=step.model_name,
+        version=step.model_version or NEWEST,
+        inputs=tuple(sorted(step.input_map.items())),
+        outputs=tuple(sorted(step.output_map.items())),
     )
 
 

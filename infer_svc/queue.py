@@ -10,7 +10,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from infer_svc.config import Batching
+from infer_svc.config import MICRO, Batching
 from mesh.errors import InvalidInput, Overloaded
 from mesh.item import Reply, Request
 from mesh.tensor import Tensors
@@ -246,19 +246,30 @@ class RequestQueue:
 
     def _wishes(self, request: Request) -> tuple[int, float]:
         """Return the level and the timeout in seconds that a request's parameters ask for."""
-        if not request.parameters:
-            return self._batching.default_level, 0.0
-        try:
-            wishes = json.loads(request.parameters)
-            level, timeout_s = int(wishes.get("priority", 0)), int(wishes.get("timeout", 0)) * 1e-6
-        except (ValueError, TypeError, AttributeError, OverflowError) as err:
+        level, timeout_us = read_wishes(request.parameters)
+        if not 0 <= level <= self._batching.levels or timeout_us < 0:
             raise InvalidInput(
-                f"parameters {request.parameters[:80]!r} came, wanted a JSON object with priority "
-                "(1 is the most urgent) and timeout (microseconds)"
-            ) from err
-        if not 0 <= level <= self._batching.levels or timeout_s < 0:
-            raise InvalidInput(
-                f"priority {level} and timeout {timeout_s} s came, wanted 0 to "
+                f"priority {level} and timeout {timeout_us * MICRO} s came, wanted 0 to "
                 f"{self._batching.levels} and at least 0"
             )
-        return level or self._batching.default_level, timeout_s
+        return level or self._batching.default_level, timeout_us * MICRO
+
+
+def read_wishes(parameters: bytes) -> tuple[int, int]:
+    """Return the priority and the timeout in microseconds that a request asks for; 0: none.
+
+    Raises:
+        InvalidInput: the parameters are no JSON object with such numbers.
+    """
+    if not parameters:
+        return 0, 0
+    try:
+        wishes = json.loads(parameters)
+        level, timeout_us = int(wishes.get("priority", 0)), int(wishes.get("timeout", 0))
+        float(timeout_us)  # one that is too large for a clock
+    except (ValueError, TypeError, AttributeError, OverflowError) as err:
+        raise InvalidInput(
+            f"parameters {parameters[:80]!r} came, wanted a JSON object with priority "
+            "(1 is the most urgent) and timeout (microseconds)"
+        ) from err
+    return level, timeout_us

@@ -36,6 +36,7 @@ class Model:
     """Its inputs and outputs are filled in from the engine where the file had none."""
     version: int
     placements: tuple[Placement, ...]
+    """None for an ensemble: its steps run on those of their models."""
     folder: Path
 
 
@@ -74,7 +75,7 @@ def preloaded(folders: Sequence[Path], names: Sequence[str]) -> list[Path]:
 
 
 def load_model(folder: Path, machine: Machine) -> Model:
-    """Load the newest version of a model.
+    """Load the newest version of a model; an ensemble has nothing to load but its config.
 
     Args:
         folder: of the model.
@@ -85,13 +86,15 @@ def load_model(folder: Path, machine: Machine) -> Model:
             together; the text says which.
     """
     config = read_config(folder)
+    version = version_folder(folder)
+    if config.ensemble:
+        return Model(config, int(version.name), (), folder)
     loader = BACKENDS.get(config.backend)
     if loader is None:
         raise SettingsError(
             f"model {config.name!r} wants the backend {config.backend!r}, "
             f"this machine has {sorted(BACKENDS)}"
         )
-    version = version_folder(folder)
     path = model_file(version, config)
     if not path.exists():
         raise SettingsError(f"model {config.name!r} has no file {path}")

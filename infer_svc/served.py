@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from infer_svc.backends import Engine
 from infer_svc.batcher import Batcher
+from infer_svc.ensemble import Ensemble
 from infer_svc.golden import Golden
 from infer_svc.lane import Batch, Lane
 from infer_svc.metrics import ModelMetrics
@@ -26,13 +27,15 @@ class Served:
     """A model and what runs it."""
 
     model: Model
-    batcher: Batcher
-    pool: LanePool
-    metrics: ModelMetrics
+    batcher: Batcher | Ensemble
+    pool: LanePool | None = None
+    """None: it is an ensemble, which has no lanes of its own."""
+    metrics: ModelMetrics | None = None
+    """None: as above."""
 
     def close(self) -> None:
         """Let the lanes finish, end their threads, and give back what the engines hold."""
-        for lane in self.pool.lanes:
+        for lane in self.pool.lanes if self.pool is not None else ():
             lane.close()
         for placement in self.model.placements:
             placement.engine.close()

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from opentelemetry.trace import Tracer
@@ -12,15 +13,17 @@ from infer_svc.backends import Machine
 from infer_svc.backends.cuda import devices
 from infer_svc.batcher import Batcher
 from infer_svc.config import ModelConfig, read_config
+from infer_svc.ensemble import Ensemble
 from infer_svc.families import GpuFigures, InferMetrics
 from infer_svc.pool import LanePool
 from infer_svc.repository import load_model, model_folders, preloaded
 from infer_svc.served import Served, open_lanes, rows_of
+from infer_svc.steps import check_steps, follow_parts, load_order
 from mesh.arena import ALIGN, Lender
 from mesh.errors import MeshError, NotFound, Refused, SettingsError, StageUnavailable
 from mesh.item import Reply, Request
 from mesh.status import to_status
-from mesh.tensor import check_tensors, unpack
+from mesh.tensor import Tensors, check_tensors, unpack
 from protos.mesh.v1.stage_pb2 import Target, TargetSpec
 from protos.mesh.v1.tensor_pb2 import SlotRange
 
@@ -40,7 +43,7 @@ class InferHandler:
         lender: of the shared memory that tensors may come in.
         metrics: that each model is added to while it is loaded.
         preload: names of models that are loaded after the others, in the background and in this
-            order; `*` stands for all that are not named.
+            order; `*` stands for all that are not named. Ensembles of them come after them.
     """
 
     def __init__(
@@ -79,8 +82,8 @@ class InferHandler:
             SettingsError: there is no repository, or it lacks a model to be preloaded.
         """
         folders = model_folders(self._root)
-        self._coming = preloaded(folders, self._preload)
-        for folder in folders:
+        self._coming = follow_parts(folders, preloaded(folders, self._preload))
+        for folder in load_order(folders):
             if folder not in self._coming:
                 await self._load_one(folder)
         slots = [_slot_bytes(served.model.config) for served in self._served.values()]
@@ -99,13 +102,7 @@ class InferHandler:
             ranges.append(at)
             return self._lender.read(at, request.client)
 
-        tensors = unpack(request.payload, read)
-        config = served.model.config
-        check_tensors(tensors, config.inputs)
-        rows = rows_of(tensors, config.max_rows, config.name)
-        skip = 1 if config.max_rows else 0
-        key = tuple(tensors[spec.name].shape[skip:] for spec in config.inputs)
-        reply = await served.batcher.run(request, tensors, key, rows)
+        reply = await _run(served, request, unpack(request.payload, read))
         for at in ranges:
             self._lender.read(at, request.client)  # else it was lent anew while the batch ran
         return reply
@@ -155,13 +152,17 @@ class InferHandler:
 
     def pools(self) -> list[LanePool]:
         """Return the lanes of every model that is served now."""
-        return [served.pool for served in self._served.values()]
+        return [served.pool for served in self._served.values() if served.pool is not None]
 
     def close(self) -> None:
         """Let the lanes finish and end their threads."""
         for served in self._served.values():
             served.close()
-            self._metrics.remove(served.metrics)
+            if served.metrics is not None:
+                self._metrics.remove(served.metrics)
+
+    async def _run_step(self, request: Request, tensors: Tensors) -> Reply:
+        return await _run(self._find(request.target), request, tensors)
 
     def _find(self, name: str) -> Served:
         if self._lost:
@@ -187,7 +188,8 @@ class InferHandler:
         self.on_health(folder.name, True)
         fields = {
             "model": folder.name, "version": served.model.version,
-            "lanes": len(served.pool.lanes), "s": round(time.monotonic() - started, 3),
+            "lanes": len(served.pool.lanes) if served.pool else 0,
+            "s": round(time.monotonic() - started, 3),
         }  # fmt: skip
         log.info("model ready", extra=fields)
 
@@ -212,6 +214,9 @@ class InferHandler:
 
     def _load(self, folder: Path, loop: asyncio.AbstractEventLoop) -> Served:
         model = load_model(folder, self._machine)
+        if model.config.ensemble:
+            model = replace(model, config=check_steps(model, lambda part: self._find(part).model))
+            return Served(model, Ensemble(model.config, self._run_step, self._tracer))
         name = model.config.name
         metrics = self._metrics.add(name, model.version, model.config.max_rows)
         lanes, spares, golden = open_lanes(model, loop)
@@ -235,6 +240,16 @@ class InferHandler:
         spec.outputs.extend(tensor.to_proto() for tensor in config.outputs)
         spec.output_bytes = sum(tensor.row_bytes() for tensor in config.outputs)
         return spec
+
+
+async def _run(served: Served, request: Request, tensors: Tensors) -> Reply:
+    """Compare tensors with the model's inputs and run them."""
+    config = served.model.config
+    check_tensors(tensors, config.inputs)
+    rows = rows_of(tensors, config.max_rows, config.name)
+    skip = 1 if config.max_rows else 0
+    key = tuple(tensors[spec.name].shape[skip:] for spec in config.inputs)
+    return await served.batcher.run(request, tensors, key, rows)
 
 
 def _declared_slot_bytes(folder: Path) -> int:

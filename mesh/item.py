@@ -25,6 +25,8 @@ class Timings:
     """Rows of the batch that the item was in; 0 where there are no batches."""
     batch_trace: bytes = b""
     """Binary trace context of the batch's own span; it stays in the process."""
+    traced: bool = False
+    """Whether spans tell of them already; it stays in the process."""
 
 
 @dataclass(slots=True)

@@ -65,7 +65,7 @@ def tracing(tracer: Tracer, method: str) -> Layer:
                 end_rpc_span(span, 1, "the caller gave up")
                 raise
             if reply.timings is not None:
-                _span_timings(tracer, request, reply.timings)
+                span_timings(tracer, request, reply.timings)
             status = reply.status
             end_rpc_span(span, status.code if status else 0, status.message if status else "")
             return reply
@@ -110,7 +110,10 @@ def errors(handler: Handler) -> Handler:
     return mapped
 
 
-def _span_timings(tracer: Tracer, request: Request, timings: Timings) -> None:
+def span_timings(tracer: Tracer, request: Request, timings: Timings) -> None:
+    """Make a child span of a request's span for each timing, unless they have spans already."""
+    if timings.traced:
+        return
     at = request.received
     for name, seconds in (
         ("queue", timings.queue),

@@ -78,14 +78,14 @@ class Api:
         """`tensorrt` or `tensorrt_rtx`."""
         return "tensorrt_rtx" if self.is_rtx else "tensorrt"
 
-    def flush(self) -> None:
-        """Pass on to `logging` what TensorRT said; each call of this class does so at its end."""
-        self.lines.flush()
-
     @property
     def captures_graphs(self) -> bool:
         """Tell whether contexts make CUDA graphs of their runs by themselves."""
         return hasattr(self.trt, "CudaGraphStrategy")
+
+    def flush(self) -> None:
+        """Pass on to `logging` what TensorRT said; each call of this class does so at its end."""
+        self.lines.flush()
 
     def build(
         self,

@@ -474,7 +474,7 @@ ASKS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     asks=ASKS,
     lanes=st.integers(1, 3),

@@ -7,6 +7,7 @@ from infer_svc.config import (
     Instances,
     ModelConfig,
     QueuePolicy,
+    Step,
     Warmup,
     WarmupInput,
     read_config,
@@ -317,3 +318,78 @@ def test_plan_files_that_are_none_are_refused(tmp_path: Path, pair: str) -> None
 def test_plugins_are_paths_with_commas_between(tmp_path: Path) -> None:
     text = 'parameters { key: "plugins" value { string_value: "lib/a.so, b.so," } }'
     assert read(tmp_path, text).plugins == ("lib/a.so", "b.so")
+
+
+ENSEMBLE = """
+platform: "ensemble"
+max_batch_size: 8
+input [ { name: "in" data_type: TYPE_FP32 dims: [ 4 ] } ]
+output [ { name: "out" data_type: TYPE_FP32 dims: [ 2 ] } ]
+"""
+STEP = """
+{ model_name: "m%d" input_map { key: "x" value: "in" } output_map { key: "y" value: "out" } }
+"""
+SCHEDULING = f"ensemble_scheduling {{ step [ {STEP % 1} ] }}"
+
+
+def test_steps_of_an_ensemble_are_read(tmp_path: Path) -> None:
+    steps = """
+    ensemble_scheduling {
+      step [
+        {
+          model_name: "first" model_version: -1
+          input_map { key: "z" value: "in" } input_map { key: "a" value: "in" }
+          output_map { key: "h" value: "middle" }
+        },
+        {
+          model_name: "second" model_version: 3
+          input_map { key: "h" value: "middle" } output_map { key: "y" value: "out" }
+        }
+      ]
+    }
+    """
+    config = read(tmp_path, ENSEMBLE + steps)
+    assert config.ensemble == (
+        Step("first", -1, (("a", "in"), ("z", "in")), (("h", "middle"),)),
+        Step("second", 3, (("h", "middle"),), (("y", "out"),)),
+    )
+    assert (config.backend, config.max_rows) == ("ensemble", 8)
+    assert config.inputs == (TensorSpec("in", "FP32", (-1, 4)),)
+
+
+def test_version_that_is_left_out_is_the_newest(tmp_path: Path) -> None:
+    assert read(tmp_path, ENSEMBLE + SCHEDULING).ensemble[0].version == -1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (ENSEMBLE, r"an ensemble has no steps; list them in ensemble_scheduling"),
+        (SCHEDULING, "ensemble_scheduling came for the platform or backend 'onnxruntime'; write"),
+        ('platform: "tensorrt_plan"' + SCHEDULING, "came for the platform or backend 'tensorrt'"),
+        ('platform: "ensemble"' + SCHEDULING, "declares 0 inputs and 0 outputs, wanted at least"),
+        (ENSEMBLE.partition("output")[0] + SCHEDULING, "declares 1 inputs and 0 outputs"),
+        (ENSEMBLE + SCHEDULING + "instance_group [ { } ]", "has an instance_group or a model_warm"),
+        (ENSEMBLE + SCHEDULING + 'model_warmup [ { name: "w" } ]', "nothing of its own to run"),
+        (ENSEMBLE + SCHEDULING + "dynamic_batching { }", '"dynamic_batching" .*oneof'),
+        (ENSEMBLE + SCHEDULING.replace("model_name", "model_namespace"), "step 1 .* no model_name"),
+        (
+            ENSEMBLE + SCHEDULING.replace('input_map { key: "x" value: "in" }', ""),
+            "step 1 of the ensemble has no input_map",
+        ),
+        (
+            ENSEMBLE + SCHEDULING.replace('output_map { key: "y" value: "out" }', ""),
+            "step 1 of the ensemble has no output_map",
+        ),
+    ],
+    ids=[
+        "no-steps", "no-platform", "other-platform", "no-tensors", "no-outputs", "instances",
+        "warmup", "batching", "no-model", "no-input-map", "no-output-map",
+    ],
+)  # fmt: skip
+def test_impossible_ensemble_is_refused_with_file_and_field(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message) as caught:
+        read(tmp_path, text)
+    assert "config.pbtxt" in str(caught.value)

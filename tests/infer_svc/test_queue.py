@@ -460,6 +460,4 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 TestQueueIsAsAListOfWhatWaits = QueueMachine.TestCase
-TestQueueIsAsAListOfWhatWaits.settings = settings(
-    max_examples=60, stateful_step_count=30, deadline=None
-)
+TestQueueIsAsAListOfWhatWaits.settings = settings(max_examples=60, stateful_step_count=30)

@@ -338,3 +338,24 @@ def test_model_with_plans_by_compute_capability_alone_has_a_file(
     (folder / "1/h100.plan").unlink()
     with pytest.raises(SettingsError, match=r"has no file .*model\.plan"):
         load_model(folder, Machine())
+
+
+ENSEMBLE = f"""
+platform: "ensemble" max_batch_size: 4 {X % 4} {Y % 4}
+ensemble_scheduling {{ step [ {{
+  model_name: "part" input_map {{ key: "x" value: "x" }} output_map {{ key: "y" value: "y" }}
+}} ] }}
+"""
+
+
+def test_ensemble_needs_no_file_in_its_version(tmp_path: Path) -> None:
+    model = load_model(write_model(tmp_path, "e", None, ENSEMBLE, versions=("1", "2")), Machine())
+    assert names(tmp_path) == ["e"]
+    assert (model.version, model.placements) == (2, ())
+    assert [step.model for step in model.config.ensemble] == ["part"]
+
+
+def test_ensemble_without_a_version_is_refused(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, "e", None, ENSEMBLE, versions=())
+    with pytest.raises(SettingsError, match=r"'e' has no version: a folder .*/e/1"):
+        load_model(folder, Machine())

@@ -142,6 +142,25 @@ async def test_error_that_nobody_expected_leaves_the_next_model_alone(
             await infer(handler, "x")
 
 
+ENSEMBLE = """
+platform: "ensemble" max_batch_size: 8
+input [ { name: "x" data_type: TYPE_FP32 dims: [ 4 ] } ]
+output [ { name: "y" data_type: TYPE_FP32 dims: [ 4 ] } ]
+ensemble_scheduling { step [ {
+  model_name: "x" input_map { key: "x" value: "x" } output_map { key: "y" value: "y" }
+} ] }
+"""
+
+
+async def test_ensemble_of_a_preloaded_model_comes_after_it(root: Path, gate: Gate) -> None:
+    write_model(root, "e", None, ENSEMBLE)
+    gate.let.release(3)
+    async with serving(root, ("y", "x", "z")) as handler:
+        assert states(handler)["e"] == "StageUnavailable"
+        await eventually(lambda: states(handler)["e"] == "ready")
+        np.testing.assert_array_equal((await infer(handler, "e"))["y"], ROWS)
+
+
 async def test_star_stands_for_all_models(root: Path, gate: Gate) -> None:
     gate.let.release(3)
     async with serving(root, ("*",)) as handler:

@@ -229,6 +229,12 @@ async def test_time_that_was_not_spent_makes_no_child() -> None:
     assert attributes(spans.one("run")) == {}
 
 
+async def test_timings_that_have_spans_already_make_none() -> None:
+    spans = Spans()
+    await served(spans, answering(Timings(0.1, 0.1, 0.1, traced=True)))
+    assert [span.name for span in spans.all] == [METHOD]
+
+
 async def test_caller_that_gives_up_ends_the_span() -> None:
     spans = Spans()
     began = asyncio.Event()

@@ -118,7 +118,7 @@ async def test_control_rides_with_items_and_goes_alone_when_there_are_none() -> 
         assert [(len(e.items), e.drain) for e in stream.begun] == [(0, False), (1, True)]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, MAX_BYTES + 2), max_size=200), st.integers(1, 40))
 def test_envelope_is_never_larger_than_its_bounds(sizes: list[int], burst: int) -> None:
     written: list[Envelope] = []

@@ -62,7 +62,7 @@ def test_class_beyond_the_colours_begins_again() -> None:
     assert tuple(drawn(encoded(BLACK), far)[120, 100]) == COLOURS[3]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.floats(-1e4, 1e4, width=32), min_size=4, max_size=4),
     st.integers(0, 2**31 - 1),

@@ -61,7 +61,7 @@ def test_without_resize_the_picture_just_covers_the_crop() -> None:
     assert close(corners(pixels), QUARTERS)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     width=st.integers(8, 400),
     height=st.integers(8, 400),

@@ -37,7 +37,7 @@ LOSSY_WEBP = encode("webp", quarters(), 64, 80)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(width=st.integers(1, 300), height=st.integers(1, 300))
 def test_size_is_that_of_the_picture(kind: str, width: int, height: int) -> None:
     header = READERS[kind](encode(kind, np.zeros((height, width, 3), np.uint8)))

@@ -88,7 +88,7 @@ def test_a_picture_is_scaled_to_fit_and_centred(
     assert (pixels == 255).all(2).sum() == round(width * found[2]) * round(height * found[3])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     width=st.integers(60, 900),
     height=st.integers(60, 900),

@@ -114,7 +114,7 @@ def test_a_text_is_padded_to_the_smallest_length_that_holds_it(
 
 
 @pytest.mark.parametrize("folder", ["words", "pairs"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_tokens_are_those_of_the_whole_text(
     repository: Path, folder: str, data: st.DataObject
