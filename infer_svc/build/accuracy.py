@@ -163,7 +163,8 @@ def _measured(
     """
     outputs = [output.name for output in first.graph.output]
     sums, owns = (
-        {name: _Sum(name in inside) for name in (*outputs, *inside)} for _ in ("whole", "apart")
+        {name: _Sum(False) for name in outputs} | {name: _Sum(True) for name in inside}
+        for _ in ("whole", "apart")
     )
     apart, kinds = _apart(second, inside)
     rows = 0
