@@ -63,33 +63,11 @@ def compare(
     first, second = graph.load(reference), rehearsed(graph.load(candidate))
     outputs = [output.name for output in first.graph.output]
     makers = _makers(first)
-    inside = _in_both(first, second, makers)
-    apart, kinds = _apart(second, inside)
-    sums = {name: _Sum(name not in outputs) for name in (*outputs, *inside)}
-    owns = {name: _Sum(name not in outputs) for name in sums}
-    rows = 0
-    with tempfile.TemporaryDirectory() as folder:
-        right, given, alone = (
-            _opened(model, names, Path(folder) / f"{number}.onnx")
-            for number, (model, names) in enumerate([
-                (first, inside), (second, inside), (apart, [f"{name}{_OWN}" for name in inside]),
-            ])
-        )  # fmt: skip
-        for batch in samples.batches(BATCH, ROWS):
-            rows += samples.count(batch)
-            wanted = right.run([batch])
-            for name, array in given.run([batch]).items():
-                sums[name].add(wanted[name], array)
-            with np.errstate(over="ignore"):
-                fed = {name: wanted[name].astype(kind) for name, kind in kinds.items()}
-            for name, array in alone.run([batch | fed]).items():
-                owns[name.removesuffix(_OWN)].add(wanted[name.removesuffix(_OWN)], array)
+    sums, owns, rows = _measured(first, second, _in_both(first, second, makers), samples)
     found = [sums[name].output(name) for name in outputs]
     layers = [
-        LayerError(
-            name, makers[name].node, makers[name].operator, sums[name].error, owns[name].error
-        )
-        for name in makers
+        LayerError(name, maker.node, maker.operator, sums[name].error, owns[name].error)
+        for name, maker in makers.items()
         if name in sums
     ]
     return Report(
@@ -172,6 +150,39 @@ class _Sum:
             0.0 if self._broken else cosine,
             self._same / self._places if self._places else None,
         )
+
+
+def _measured(
+    first: Any, second: Any, inside: list[str], samples: Samples
+) -> tuple[dict[str, _Sum], dict[str, _Sum], int]:
+    """Run the reference and the candidate, which are changed, and the candidate node by node.
+
+    Returns:
+        Sums of the outputs and of the tensors inside, of the candidate and of its nodes by
+        themselves, and the rows that were run.
+    """
+    outputs = [output.name for output in first.graph.output]
+    sums, owns = (
+        {name: _Sum(False) for name in outputs} | {name: _Sum(True) for name in inside}
+        for _ in ("whole", "apart")
+    )
+    apart, kinds = _apart(second, inside)
+    rows = 0
+    with tempfile.TemporaryDirectory() as folder:
+        right = _opened(first, inside, Path(folder) / "reference.onnx")
+        given = _opened(second, inside, Path(folder) / "candidate.onnx")
+        alone = _opened(apart, [f"{name}{_OWN}" for name in inside], Path(folder) / "apart.onnx")
+        for batch in samples.batches(BATCH, ROWS):
+            rows += samples.count(batch)
+            wanted = right.run([batch])
+            for name, array in given.run([batch]).items():
+                sums[name].add(wanted[name], array)
+            with np.errstate(over="ignore"):
+                fed = {name: wanted[name].astype(kind) for name, kind in kinds.items()}
+            for named, array in alone.run([batch | fed]).items():
+                name = named.removesuffix(_OWN)
+                owns[name].add(wanted[name], array)
+    return sums, owns, rows
 
 
 def _makers(model: Any) -> dict[str, _Maker]:

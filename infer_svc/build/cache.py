@@ -14,7 +14,9 @@ from mesh.errors import SettingsError
 
 log = logging.getLogger(__name__)
 
-PLAN, MANIFEST, REPORT, LOG = "model.plan", "manifest.json", "report.json", "build.log"
+PLAN, MANIFEST, LOG = "model.plan", "manifest.json", "build.log"
+REPORT, RANGES = "report.json", "ranges.json"
+"""The accuracy of an engine that is not in FP32, and the calibration of one in INT8."""
 RUNTIME_CACHE = "runtime.cache"
 _DIGEST_LENGTH = 64
 

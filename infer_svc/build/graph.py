@@ -124,7 +124,7 @@ def upgraded(model: Any, wanted: int) -> Any:
 
 
 def matching(model: Any, patterns: Sequence[str]) -> list[str]:
-    """Return the names of the nodes that a name or a pattern is for.
+    """Return the names of the nodes that a name, a pattern or an operator is for.
 
     Raises:
         SettingsError: one is for no node; the text has the nearest names.
@@ -132,7 +132,11 @@ def matching(model: Any, patterns: Sequence[str]) -> list[str]:
     names = [node.name for node in model.graph.node]
     found: dict[str, None] = {}
     for pattern in patterns:
-        hits = [name for name in names if name == pattern or fnmatch.fnmatchcase(name, pattern)]
+        hits = [
+            node.name
+            for node in model.graph.node
+            if pattern in (node.name, node.op_type) or fnmatch.fnmatchcase(node.name, pattern)
+        ]
         if not hits:
             near = [name for name in names if pattern.strip("*").lower() in name.lower()]
             raise SettingsError(

@@ -64,7 +64,7 @@ def convert(
     Raises:
         SettingsError: the recipe does not fit the model or the flavour, the data does not fit, or
             the package onnx is missing.
-        Refused: an output's error is above the tolerance; only the report was written.
+        Refused: an output's error is above the tolerance; only report and ranges were written.
         EngineError: the model cannot be converted.
     """
     if recipe.precision == "fp32":

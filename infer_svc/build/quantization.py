@@ -49,7 +49,7 @@ def quantizable(model: Any, flavour: str, keep: Collection[str]) -> list[str]:
             f"{flavour} cannot run the operator {refused[0].op_type} in INT8, and the model has "
             f"{len(refused)} such nodes ({', '.join(node.name for node in refused[:3])}, …); build "
             f"it with precision fp16, or keep those nodes in FP32 "
-            f"(keep '*{refused[0].op_type}*') and quantize {' and '.join(FLAVOURS[flavour])} only"
+            f"(keep '{refused[0].op_type}') and quantize {' and '.join(FLAVOURS[flavour])} only"
         )
     if not wanted:
         raise SettingsError(

@@ -29,7 +29,7 @@ class Recipe:
     precision: str = "fp32"
     """One of `PRECISIONS`; int8 is INT8 where a flavour can, FP16 around it."""
     keep: tuple[str, ...] = ()
-    """Nodes that stay in FP32: names, or patterns as `/body/*/Conv`."""
+    """Nodes that stay in FP32: names, patterns as `/body/*`, or operators as `Conv`."""
     auto: bool = False
     """Keep sensitive nodes in FP32, one after the other, until the tolerance holds."""
     calibration: Path | None = None

@@ -17,7 +17,7 @@ import mesh
 from infer_svc.backends.cuda import device
 from infer_svc.backends.tensorrt import tensorrt_api
 from infer_svc.backends.trt_api import Api
-from infer_svc.build.cache import LOG, REPORT, CachedEngine, EngineCache
+from infer_svc.build.cache import LOG, RANGES, REPORT, CachedEngine, EngineCache
 from infer_svc.build.manifest import Key, Manifest, plan_hash, target_of
 from infer_svc.build.order import Order
 from infer_svc.build.precision import convert
@@ -146,6 +146,8 @@ def _build(order: Order, api: Api, key: Key, cache: EngineCache, tell: Tell) -> 
     if made.report is not None:
         (folder / REPORT).write_text(made.report.to_json(), encoding="utf-8")
         log.info("%s", made.report.text())
+    if made.ranges is not None:
+        os.replace(made.ranges, folder / RANGES)
     tell("building", 0, 0)
     plan = api.build(
         made.path, order.profiles, recipe.workspace_mbytes * MEBIBYTE,

@@ -115,6 +115,7 @@ def test_operator_that_cannot_be_raised_is_told(tmp_path: Path) -> None:
 def test_patterns_find_names_once_each(tmp_path: Path) -> None:
     loaded = graph.load(perceptron(tmp_path / "m.onnx"))
     assert graph.matching(loaded, ["fold", "*o*", "wide"]) == ["fold", "narrow", "wide"]
+    assert graph.matching(loaded, ["MatMul"]) == ["wide", "narrow"]
     loaded.graph.node[0].name = "a[0]"
     assert graph.matching(loaded, ["a[0]"]) == ["a[0]"]
 
