@@ -68,7 +68,6 @@ class Batcher:
         self._metrics = metrics
         metrics.watch_queue(lambda: self.depth, self._oldest_s)
         metrics.watch_lanes(lambda: len(pool.lanes), lambda: pool.busy)
-        self._pending: set[Entry] = set()
         self._queue = RequestQueue(self._batching, min(self._batching.preferred or [self._goal]))
         self._partial = False
         self._estimate = 0.0
@@ -98,7 +97,6 @@ class Batcher:
         entry = Entry(request, tensors, key, rows, future)
         try:
             self._queue.push(entry, self._estimate)
-            self._pending.add(entry)
             self._dispatch()
             return await future
         except BaseException as err:
@@ -107,14 +105,7 @@ class Batcher:
                 self._metrics.failed(1, reason_of(err))
             raise
         finally:
-            self._pending.discard(entry)
             self._queue.discard(entry)
-
-    def abandon(self, error: MeshError) -> None:
-        """Fail everything that waits or runs."""
-        for entry in self._pending:
-            if not entry.future.done():
-                entry.future.set_exception(error)
 
     def _oldest_s(self) -> float:
         """Return how long the oldest request has waited, in seconds; 0: none waits."""

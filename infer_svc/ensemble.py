@@ -60,9 +60,6 @@ class Ensemble:
             raise first from first.__cause__
         return Reply(flow.payload(), timings=flow.timings)
 
-    def abandon(self, error: MeshError) -> None:
-        """Do nothing: the models of the steps fail what they have, and so the requests here."""
-
 
 class Flow:
     """One request on its way through the steps."""

@@ -20,7 +20,14 @@ from infer_svc.repository import load_model, model_folders, preloaded
 from infer_svc.served import Served, open_lanes, rows_of
 from infer_svc.steps import check_steps, follow_parts, load_order
 from mesh.arena import ALIGN, Lender
-from mesh.errors import MeshError, NotFound, Refused, SettingsError, StageUnavailable
+from mesh.errors import (
+    EngineError,
+    MeshError,
+    NotFound,
+    Refused,
+    SettingsError,
+    StageUnavailable,
+)
 from mesh.item import Reply, Request
 from mesh.status import to_status
 from mesh.tensor import Tensors, check_tensors, unpack
@@ -62,7 +69,7 @@ class InferHandler:
         self._tracer = tracer
         self._served: dict[str, Served] = {}
         self._broken: dict[str, MeshError] = {}
-        self._lost = ""
+        self._lost = False
         self.on_lost: Callable[[str], None] = lambda reason: None
         """Called once when only a new process helps, with the reason."""
         self.on_health: Callable[[str, bool], None] = lambda model, serving: None
@@ -89,12 +96,15 @@ class InferHandler:
         slots = [_slot_bytes(served.model.config) for served in self._served.values()]
         slots += map(_declared_slot_bytes, self._coming)
         self._lender.open(max(slots, default=0))
+        self._pin()
         self._tell_serving()
         if self._coming:
             self._preloading = asyncio.create_task(self._load_coming())
 
     async def __call__(self, request: Request) -> Reply:
         """Run one request; a handler as in `mesh.item`."""
+        if self._lost:
+            await asyncio.get_running_loop().create_future()
         served = self._find(request.target)
         ranges: list[SlotRange] = []
 
@@ -108,18 +118,17 @@ class InferHandler:
         return reply
 
     def lose(self, reason: str) -> None:
-        """Fail what is under way, so that it is done elsewhere, and take no more: the GPU is lost.
+        """Answer nothing any more: only a new process helps.
+
+        What is under way, and what still comes, is done elsewhere once its stream ends.
 
         Args:
-            reason: for the log and the callers.
+            reason: for the log.
         """
-        if self._lost:
-            return
-        self._lost = reason
-        log.critical("this process is of no more use", extra={"reason": reason})
-        for served in self._served.values():
-            served.batcher.abandon(StageUnavailable(f"this replica starts anew: {reason}"))
-        self.on_lost(reason)
+        if not self._lost:
+            self._lost = True
+            log.critical("this process is of no more use", extra={"reason": reason})
+            self.on_lost(reason)
 
     def describe(self, targets: Iterable[Target]) -> list[TargetSpec]:
         """Return what each model takes and makes; no targets: every model."""
@@ -155,18 +164,29 @@ class InferHandler:
         return [served.pool for served in self._served.values() if served.pool is not None]
 
     def close(self) -> None:
-        """Let the lanes finish and end their threads."""
+        """Let the lanes finish and end their threads, and let go of the shared memory."""
+        for gpu in devices():
+            gpu.unregister_all()
         for served in self._served.values():
             served.close()
             if served.metrics is not None:
                 self._metrics.remove(served.metrics)
 
+    def _pin(self) -> None:
+        """Let the GPUs read the shared memory, so that nobody copies tensors that are there."""
+        memory = self._lender.memory
+        if memory is None:
+            return
+        for gpu in devices():
+            try:
+                gpu.register(memory)
+            except EngineError as err:
+                log.warning("shared memory is not pinned", extra={"error": str(err)})
+
     async def _run_step(self, request: Request, tensors: Tensors) -> Reply:
         return await _run(self._find(request.target), request, tensors)
 
     def _find(self, name: str) -> Served:
-        if self._lost:
-            raise StageUnavailable(f"this replica starts anew: {self._lost}")
         served = self._served.get(name)
         if served is not None:
             return served
@@ -201,6 +221,7 @@ class InferHandler:
                 log.exception("model cannot be loaded", extra={"model": self._coming[0].name})
                 self._broken[self._coming[0].name] = Refused("it cannot be loaded; see the log")
             self._coming.pop(0)
+            self._pin()
             self._tell_serving()
 
     def _count_build(self, config: ModelConfig, version: int, result: str, took_s: float) -> None:

@@ -82,6 +82,11 @@ class Arena:
         self._writing: set[int] = set()
         self._guard = threading.Lock()
 
+    @property
+    def memory(self) -> memoryview:
+        """Return the whole mapped file."""
+        return self._memory
+
     def close(self) -> None:
         """Let go of the file; memory that arrays still look at stays mapped until they end."""
         self._end()
@@ -223,6 +228,11 @@ class Lender:
             return
         self._free.extend(range(slots))
         log.info("shared memory", extra={"slots": slots, "slot_bytes": slot_bytes})
+
+    @property
+    def memory(self) -> memoryview | None:
+        """Return the whole mapped file, for who reads slots by other means; None: there is none."""
+        return self._arena.memory if self._arena is not None else None
 
     def lend(self, session: str) -> Lending | None:
         """Lend half of what is left to a session, so that later ones get some too."""

@@ -3,7 +3,6 @@
 import asyncio
 import faulthandler
 import os
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import NoReturn
 
@@ -30,7 +29,7 @@ from protos.mesh.v1.stage_pb2 import (
 )
 
 FLUSH_S = 0.1
-"""For answers that are handed to gRPC to reach the wire."""
+"""For answers that there are, and for the word to go elsewhere, to reach the wire."""
 
 Describe = Callable[[Iterable[Target]], Iterable[TargetSpec]]
 
@@ -91,18 +90,16 @@ class Stage:
         await self.host.wait_for_signal()
         await self.host.stop(lambda: self._server.drain(self._settings.drain_s), 1.0)
 
-    async def abandon(self, status: int, limit_s: float = 1.0) -> NoReturn:
-        """Turn NOT_SERVING, hand out the answers that there are, and end without any cleanup.
+    async def abandon(self, status: int) -> NoReturn:
+        """Turn NOT_SERVING, send clients elsewhere, and end without any cleanup.
+
+        Items that are not answered yet are lost with their streams, and done elsewhere.
 
         Args:
             status: of the process.
-            limit_s: seconds for the answers.
         """
         self.host.leave()
-        end = time.monotonic() + limit_s
-        while self._server.depth and time.monotonic() < end:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(FLUSH_S)
+        await self._server.drain(FLUSH_S)
         faulthandler.dump_traceback()
         os._exit(status)  # destructors of a lost GPU's objects hang, or end in a signal
 

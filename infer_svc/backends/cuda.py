@@ -90,10 +90,14 @@ class Device:
     def register(self, memory: memoryview) -> None:
         """Pin memory that exists, as an arena's, so that tensors in it go to the GPU as they are.
 
+        Does nothing for memory that is pinned already.
+
         Raises:
             EngineError: the driver refuses; the limit of locked memory may be too low.
         """
         address = address_of(np.frombuffer(memory, np.uint8))
+        if (address, address + memory.nbytes) in self._registered:
+            return
         with self.current():
             self.library.register(address, memory.nbytes)
         self._registered.append((address, address + memory.nbytes))

@@ -199,9 +199,8 @@ async def test_lost_gpu_is_told_at_once_and_nothing_is_tried() -> None:
         await eventually(lambda: bool(m.lost))
         assert m.lost == ["700"]
         assert m.metrics.steps == {"lost": 1}
-        m.batcher.abandon(StageUnavailable("this replica starts anew"))
-        with pytest.raises(StageUnavailable):
-            await asking
+        assert not asking.done()
+        asking.cancel()
 
 
 async def test_gpu_lost_on_the_second_try_is_told_too() -> None:
@@ -210,9 +209,8 @@ async def test_gpu_lost_on_the_second_try_is_told_too() -> None:
         m.fail(fail=lambda inputs: errors.pop(0))
         asking = asyncio.ensure_future(m.ask(1))
         await eventually(lambda: m.lost == ["719"])
-        m.batcher.abandon(StageUnavailable("gone"))
-        with pytest.raises(StageUnavailable):
-            await asking
+        assert not asking.done()
+        asking.cancel()
 
 
 async def test_time_that_is_over_ends_the_tries() -> None:
@@ -266,9 +264,10 @@ async def test_engine_that_fails_again_soon_after_ends_the_process() -> None:
         asking = asyncio.ensure_future(m.ask(1))
         await eventually(lambda: bool(m.lost))
         assert "fails again after it was loaded anew" in m.lost[0]
-        m.batcher.abandon(StageUnavailable("gone"))
-        with pytest.raises(StageUnavailable):
-            await asking
+        asking.cancel()
+        (outcome,) = await asyncio.gather(asking, return_exceptions=True)
+        # Told to be done elsewhere, or not answered at all: the end of the stream says the same.
+        assert isinstance(outcome, StageUnavailable | asyncio.CancelledError)
 
 
 async def test_engine_that_cannot_be_loaded_anew_ends_the_process() -> None:
@@ -283,9 +282,8 @@ async def test_engine_that_cannot_be_loaded_anew_ends_the_process() -> None:
         asking = asyncio.ensure_future(m.ask(1))
         await eventually(lambda: bool(m.lost))
         assert m.lost == ["the engine of 'm' cannot be loaded anew: EngineError: still broken"]
-        m.batcher.abandon(StageUnavailable("gone"))
-        with pytest.raises(StageUnavailable):
-            await asking
+        assert not asking.done()
+        asking.cancel()
 
 
 async def test_many_failures_in_a_short_time_load_the_engine_anew(
