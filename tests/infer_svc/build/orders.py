@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from onnx import helper
+from onnx import TensorProto, helper
 
 from infer_svc.build.child import Child
 from infer_svc.build.manifest import PORTABLE, Key, Manifest, Target, plan_hash
@@ -22,6 +22,14 @@ def relu() -> bytes:
     """x → the larger of x and 0."""
     node = helper.make_node("Relu", ["x"], ["y"])
     return graphs.model([node], [graphs.value("x")], [graphs.value("y")])
+
+
+def product() -> bytes:
+    """x → x times a matrix."""
+    values = [float(number % 7) / 7 for number in range(16)]
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [4, 4], values)
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="product")
+    return graphs.model([node], [graphs.value("x")], [graphs.value("y")], [weights])
 
 
 def unbuildable() -> bytes:

@@ -14,7 +14,7 @@ from infer_svc.build.recipe import Recipe
 from infer_svc.build.report import Report
 from infer_svc.build.worker import logged, visible
 from mesh.errors import EngineError, SettingsError
-from tests.infer_svc.build.orders import order, unbuildable
+from tests.infer_svc.build.orders import order, product, unbuildable
 
 WORDS = [sys.executable, "-m", "infer_svc.build", "order"]
 
@@ -171,3 +171,12 @@ def test_order_with_calibration_data_is_built(tmp_path: Path) -> None:
     recipe = Recipe("fp16", calibration=tmp_path / "rows.npz")
     status, lines = work(order(tmp_path, recipe=recipe))
     assert (status, lines[-1]["result"]) == (0, "built")
+
+
+def test_engine_in_int8_has_its_calibration(tmp_path: Path) -> None:
+    np.savez(tmp_path / "rows.npz", x=np.random.default_rng(0).random((64, 4), np.float32))
+    recipe = Recipe("int8", calibration=tmp_path / "rows.npz")
+    status, lines = work(order(tmp_path, product(), recipe=recipe))
+    assert (status, lines[-1]["result"]) == (0, "built")
+    names = {path.name for path in folder_of(lines[-1]).iterdir()}
+    assert {"report.json", "ranges.json"} <= names
