@@ -178,6 +178,7 @@ def _run(arguments: argparse.Namespace, order: Callable[[], Order]) -> int:
     handler.setFormatter(logging.Formatter(LOG_FORMAT, defaults={"line": ""}))
     logging.basicConfig(level="DEBUG", handlers=[handler])
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as stream:
+        os.dup2(2, 1)  # a library that prints, as a plugin may, must not stand between the lines
         lines = Lines(stream)
         result, fields = _result(order, lines)
         lines.write(result=result, **fields)

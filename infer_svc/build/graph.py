@@ -1,6 +1,6 @@
 """ONNX graphs as objects: loaded, named, sorted, typed, saved.
 
-Serving needs no package onnx; it is imported when something is built.
+Serving on a CPU needs no package onnx; it is imported when an engine is looked for or built.
 """
 
 import collections

@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
+
 from infer_svc.backends.shapes import profiles_of
-from infer_svc.backends.tensorrt import onnx_inputs
 from infer_svc.backends.trt_build import Profile, Range
+from infer_svc.build.graph import package
 from infer_svc.build.manifest import Key, Target, file_hash, model_hash, profiles_json
 from infer_svc.build.recipe import Recipe
 from infer_svc.config import ModelConfig
 from mesh.errors import SettingsError
+from mesh.tensor import TensorSpec
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,38 @@ def order_for(onnx: Path, config: ModelConfig, gpu: int, cache: Path) -> Order:
         SettingsError: the file is no model.
     """
     folder = onnx.parent.parent
-    profiles = profiles_of(onnx_inputs(onnx), config.max_rows, config.lengths)
+    profiles = profiles_of(declared_inputs(onnx), config.max_rows, config.lengths)
     plugins = plugin_paths(folder, config)
     return Order(config.name, onnx.absolute(), config.recipe, profiles, plugins, gpu, cache)
+
+
+def declared_inputs(path: Path) -> list[TensorSpec]:
+    """Return the inputs that an ONNX file declares; their dtypes have ONNX's names.
+
+    ONNX Runtime is not asked: it takes no model with nodes that only a plugin of TensorRT knows.
+
+    Raises:
+        SettingsError: the file is no model, or the package onnx is missing.
+    """
+    onnx = package()
+    try:
+        graph = onnx.load(str(path), load_external_data=False).graph
+    except (OSError, DecodeError) as err:
+        raise SettingsError(f"{path} is no ONNX model: {err}") from err
+    if not graph.node:
+        raise SettingsError(f"{path} is no ONNX model: it has no nodes")
+    constants = {constant.name for constant in graph.initializer}
+    specs = []
+    for value in graph.input:
+        tensor = value.type.tensor_type
+        shape = tuple(
+            dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim
+        )
+        if value.name not in constants:
+            specs.append(
+                TensorSpec(value.name, onnx.TensorProto.DataType.Name(tensor.elem_type), shape)
+            )
+    return specs
 
 
 def plugin_paths(folder: Path, config: ModelConfig) -> tuple[Path, ...]:

@@ -1,4 +1,6 @@
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -359,3 +361,25 @@ def test_ensemble_without_a_version_is_refused(tmp_path: Path) -> None:
     folder = write_model(tmp_path, "e", None, ENSEMBLE, versions=())
     with pytest.raises(SettingsError, match=r"'e' has no version: a folder .*/e/1"):
         load_model(folder, Machine())
+
+
+LIGHT = """
+import sys
+from pathlib import Path
+import infer_svc.__main__
+from infer_svc.backends import Machine
+from infer_svc.build.builds import Builds
+from infer_svc.repository import load_model
+root = Path(sys.argv[1])
+load_model(root / "m", Machine(builds=Builds(root / "engines")))
+heavy = {"onnx", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "pycuda", "transformers"}
+print(sorted(heavy & sys.modules.keys()), (root / "engines").exists())
+"""
+
+
+def test_model_on_the_cpu_needs_neither_tensorrt_nor_onnx_nor_a_cache(tmp_path: Path) -> None:
+    write_model(tmp_path, "m", graphs.identity(), "max_batch_size: 8")
+    ran = subprocess.run(
+        [sys.executable, "-c", LIGHT, str(tmp_path)], capture_output=True, text=True
+    )
+    assert ran.stdout == "[] False\n", ran.stderr

@@ -2,8 +2,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from onnx import TensorProto, helper
 
-from infer_svc.build.order import Order, order_for
+from infer_svc.backends.tensorrt import onnx_inputs
+from infer_svc.build.order import Order, declared_inputs, order_for
 from infer_svc.build.recipe import Recipe
 from infer_svc.config import read_config
 from mesh.errors import SettingsError
@@ -71,5 +73,23 @@ def test_plugin_that_is_missing_is_named(tmp_path: Path) -> None:
 
 
 def test_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="cannot load"):
-        order(tmp_path, b"garbage")
+    for content in (b"garbage", b" "):
+        with pytest.raises(SettingsError, match=r"model\.onnx is no ONNX model"):
+            order(tmp_path / str(len(content)), content)
+    with pytest.raises(SettingsError, match=r"no\.onnx is no ONNX model: .*No such file"):
+        declared_inputs(tmp_path / "no.onnx")
+
+
+@pytest.mark.parametrize("name", ["digits-classify", "digits-detect", "language"])
+def test_inputs_are_those_that_onnx_runtime_takes(models: Path, name: str) -> None:
+    path = models / name / "1/model.onnx"
+    found = [(spec.name, spec.shape) for spec in declared_inputs(path)]
+    assert found == [(spec.name, spec.shape) for spec in onnx_inputs(path)]
+
+
+def test_model_with_a_node_of_a_plugin_can_be_ordered(tmp_path: Path) -> None:
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [1], [1.0])
+    node = helper.make_node("EfficientNMS_TRT", ["x", "w"], ["y"])
+    inputs = [graphs.value("x"), graphs.value("w", dims=(1,))]
+    content = graphs.model([node], inputs, [graphs.value("y")], [weights])
+    assert order(tmp_path, content).profiles == [{"x": ((1, 4), (4, 4), (4, 4))}]

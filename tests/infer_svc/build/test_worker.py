@@ -180,3 +180,25 @@ def test_engine_in_int8_has_its_calibration(tmp_path: Path) -> None:
     assert (status, lines[-1]["result"]) == (0, "built")
     names = {path.name for path in folder_of(lines[-1]).iterdir()}
     assert {"report.json", "ranges.json"} <= names
+
+
+def test_library_that_prints_does_not_stand_between_the_lines(tmp_path: Path) -> None:
+    source = """
+import os, sys
+from infer_svc.build import worker
+from infer_svc.build.__main__ import main
+load = worker.tensorrt_api
+def loud():
+    os.write(1, b"hello")
+    return load()
+worker.tensorrt_api = loud
+sys.argv[1:] = ["order"]
+raise SystemExit(main())
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", source], input=order(tmp_path).to_json(), capture_output=True,
+        text=True,
+    )  # fmt: skip
+    lines = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert (ran.returncode, lines[-1]["result"]) == (0, "built")
+    assert "hello" in ran.stderr
