@@ -37,6 +37,7 @@ STATUS = {"built": 0, "found": 0, "failed": 1, "refused": 3}
 WISHES = (
     "precision", "calibration", "keep", "auto", "tolerance", "workspace_mbytes", "sparsity",
 )  # fmt: skip
+NOTE = "config.pbtxt wants another engine; a server takes this one where its config says the same"
 TOLD_EVERY_S = 0.1
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s %(line)s"
 
@@ -53,7 +54,7 @@ def add_order(commands: Commands) -> None:
     """Add `order` to a command line; serving processes use it."""
     parser = commands.add_parser("order", help="build the engine of an order on standard input")
     parser.add_argument("--parent", type=int, metavar="PID", help="end with this process")
-    parser.set_defaults(run=lambda arguments: _run(arguments, lambda: _received(sys.stdin)))
+    parser.set_defaults(run=lambda arguments: _run(arguments, lambda: (_received(sys.stdin), "")))
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -90,11 +91,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def build_command(arguments: argparse.Namespace) -> int:
     """Build the engine that the arguments describe; return the exit status."""
 
-    def order() -> Order:
+    def wanted() -> tuple[Order, str]:
         version, config = model_of(arguments)
-        return order_for(source_of(version, config), config, arguments.gpu, cache_root(arguments))
+        onnx = source_of(version, config)
+        note = "" if config == read_config(version.parent) else NOTE
+        return order_for(onnx, config, arguments.gpu, cache_root(arguments)), note
 
-    return _run(arguments, order)
+    return _run(arguments, wanted)
 
 
 def model_of(arguments: argparse.Namespace) -> tuple[Path, ModelConfig]:
@@ -171,7 +174,7 @@ def _received(stream: TextIO) -> Order:
     return Order.from_json(stream.read())
 
 
-def _run(arguments: argparse.Namespace, order: Callable[[], Order]) -> int:
+def _run(arguments: argparse.Namespace, wanted: Callable[[], tuple[Order, str]]) -> int:
     worker.prepare(arguments.parent)
     handler = logging.StreamHandler(sys.stderr)
     # TensorRT's words are in a field of their own.
@@ -180,14 +183,15 @@ def _run(arguments: argparse.Namespace, order: Callable[[], Order]) -> int:
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as stream:
         os.dup2(2, 1)  # a library that prints, as a plugin may, must not stand between the lines
         lines = Lines(stream)
-        result, fields = _result(order, lines)
+        result, fields = _result(wanted, lines)
         lines.write(result=result, **fields)
     return STATUS[result]
 
 
-def _result(order: Callable[[], Order], lines: Lines) -> tuple[str, dict[str, object]]:
+def _result(wanted: Callable[[], tuple[Order, str]], lines: Lines) -> tuple[str, dict[str, object]]:
     try:
-        built = worker.build(order(), lines.tell)
+        order, note = wanted()
+        built = worker.build(order, lines.tell)
     except EngineError as err:
         return "failed", {"error": str(err)}
     except MeshError as err:
@@ -198,4 +202,5 @@ def _result(order: Callable[[], Order], lines: Lines) -> tuple[str, dict[str, ob
         "model": manifest.model, "precision": manifest.recipe["precision"],
         "target": str(manifest.key.target), "bytes": manifest.plan_bytes,
         "build_s": manifest.build_s, "folder": str(built.engine.plan.parent),
+        "note": note,
     }  # fmt: skip

@@ -119,3 +119,5 @@ def _tell(result: dict[str, Any], screen: TextIO) -> None:
         f"{result['model']}: {result['precision']} for {result['target']}, "
         f"{result['bytes'] / 2**20:.1f} MiB, {took}\n{result['folder']}\n"
     )
+    if result.get("note"):
+        say(result["note"])

@@ -101,8 +101,11 @@ def test_demo_model_is_built_in_fp16_and_found_the_second_time(tmp_path: Path) -
     assert lines[-1]["result"] == "built"
     assert lines[-1]["precision"] == "fp16"
     assert (Path(str(lines[-1]["folder"])) / "report.json").exists()
+    assert "config.pbtxt wants another engine" in str(lines[-1]["note"])
     status, lines = run(*words)
     assert (status, lines[-1]["result"]) == (0, "found")
+    status, lines = run("digits-classify", "--cache", str(tmp_path / "engines"))
+    assert (status, lines[-1]["result"], lines[-1]["note"]) == (0, "built", "")
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_elsewhere_each_phase_has_a_line_and_other_text_is_passed_on() -> None:
     assert screen.getvalue() == "converting\nbuilding\na warning\n"
 
 
-def test_what_was_built_is_told_at_the_end() -> None:
+def test_what_was_built_is_told_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     screen = io.StringIO()
     assert build(program(*LINES, json.dumps(RESULT)), screen) == 0
     assert screen.getvalue().splitlines()[-2:] == [
@@ -65,8 +65,10 @@ def test_what_was_built_is_told_at_the_end() -> None:
         "/engines/abc",
     ]
     screen = io.StringIO()
-    build(program(json.dumps(RESULT | {"result": "found"})), screen)
+    assert capsys.readouterr().err == ""
+    build(program(json.dumps(RESULT | {"result": "found", "note": "beware"})), screen)
     assert "1.5 MiB, in the cache\n" in screen.getvalue()
+    assert capsys.readouterr().err == "trtmesh: beware\n"
 
 
 def test_error_is_told_and_the_status_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
