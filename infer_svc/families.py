@@ -51,6 +51,7 @@ HISTOGRAMS = {
     "mesh_infer_run_seconds": ("A batch in the engine", "run"),
     "mesh_infer_d2h_seconds": ("Outputs of a batch from the device", "d2h"),
     "mesh_infer_around_seconds": ("Handing a batch over and splitting its outputs", "around"),
+    "mesh_infer_failover_seconds": ("From a failure to the next run on another lane", "failover"),
     "mesh_infer_engine_build_seconds": ("Building an engine", "build"),
 }
 GAUGES = {

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from infer_svc.backends.errors import DeviceLost, OutOfMemory
 from mesh.errors import EngineError, SettingsError
 
-SEAMS = ("h2d", "enqueue", "sync", "context", "memory", "stall", "device")
+SEAMS = ("h2d", "enqueue", "sync", "context", "memory", "stall", "device", "illegal", "spin")
 """Copies to the GPU, the engine's start, the wait for its end, making a context; then what fails
-in other ways: no memory, work that takes long, a GPU that is lost."""
+in other ways: no memory, work that takes long, a GPU that is lost. The last two are real on a GPU:
+a kernel that writes to address 0, and one that never ends."""
 STALL_S = 3600.0
 
 
@@ -39,22 +40,28 @@ class Faults:
         self.injected: Counter[str] = Counter()
         """Faults so far, by seam."""
 
+    def hits(self, seam: str) -> bool:
+        """Tell whether a seam fails this time; for who makes the failure."""
+        fault = self._faults.get(seam)
+        if fault is None or self._random.random() >= fault.rate:
+            return False
+        self.injected[seam] += 1
+        return True
+
     def at(self, seam: str) -> None:
         """Fail here, or (mostly) do nothing.
 
         Raises:
             EngineError, OutOfMemory, DeviceLost: as the seam itself would.
         """
-        fault = self._faults.get(seam)
-        if fault is None or self._random.random() >= fault.rate:
+        if not self.hits(seam):
             return
-        self.injected[seam] += 1
         text = f"an injected fault at {seam!r}"
-        if seam == "stall":
-            time.sleep(fault.seconds)
+        if seam in {"stall", "spin"}:
+            time.sleep(self._faults[seam].seconds)
         elif seam == "memory":
             raise OutOfMemory(text)
-        elif seam == "device":
+        elif seam in {"device", "illegal"}:
             raise DeviceLost(text)
         else:
             raise EngineError(text)

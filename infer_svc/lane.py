@@ -41,6 +41,10 @@ class BatchResult:
     """Time to wait for the thread and split outputs."""
     times: RunTimes = NO_TIMES
     """As the context measured them."""
+    began: float = 0.0
+    """When the lane's thread began, on the clock of `time.monotonic`."""
+    ended: float = 0.0
+    """When it had an answer or an error."""
 
 
 class Lane:
@@ -116,16 +120,16 @@ class Lane:
 
     def run(self, batch: Batch) -> BatchResult:
         """Run a batch in the calling thread; only for the lane's own thread and for warm-up."""
-        result = BatchResult()
+        result = BatchResult(began=time.monotonic())
         try:
-            started = time.monotonic()
             outputs = self._context.run(batch.parts)
-            result.run_s = time.monotonic() - started
+            result.run_s = time.monotonic() - result.began
             result.times = self._context.times
             result.payloads = _split(outputs, batch)
         except Exception as err:  # noqa: BLE001 the batch loop; recovery decides what comes of it
             result.error = err
-        result.around_s = max(0.0, time.monotonic() - batch.formed - result.run_s)
+        result.ended = time.monotonic()
+        result.around_s = max(0.0, result.ended - batch.formed - result.run_s)
         return result
 
     def answer(self, inputs: Tensors) -> Tensors:

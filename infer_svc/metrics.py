@@ -86,6 +86,7 @@ class ModelMetrics:
         self.h2d, self.run = Tally(STEP_BOUNDS), Tally(STEP_BOUNDS)
         self.d2h, self.around = Tally(STEP_BOUNDS), Tally(STEP_BOUNDS)
         self.build = Tally(BUILD_BOUNDS)
+        self.failover = Tally(STEP_BOUNDS)
         self.gauges: dict[str, Callable[[], float]] = {}
         """Functions by the name of their family; called at each scrape, in the scrape's thread."""
         self._lock = threading.Lock()
@@ -169,6 +170,11 @@ class ModelMetrics:
         """Count a rung of recovery; the step is of a small set, as "retry" or "bisect"."""
         with self._lock:
             self.steps[step] += 1
+
+    def failed_over(self, seconds: float) -> None:
+        """Count a batch that failed and runs on another lane, so long after it failed."""
+        with self._lock:
+            self.failover.add(seconds)
 
     def rebuilt(self, reason: str) -> None:
         """Count an execution context that was made anew; the reason is of a small set."""

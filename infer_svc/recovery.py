@@ -114,13 +114,16 @@ class Recovery:
             await self._halve(attempt.entries, "split")
         else:
             self._retire(attempt, str(error))
-            await self._retry(attempt.entries)
+            await self._retry(attempt)
 
-    async def _retry(self, entries: list[Entry]) -> None:
+    async def _retry(self, failed: Attempt) -> None:
         """Run a batch on other lanes, until one is well and still fails: then it is the batch."""
         for left in reversed(range(LANE_TRIES)):
-            attempt = await self._attempt(entries, "retry")
-            if attempt is None or self._done(attempt):
+            attempt = await self._attempt(failed.entries, "retry")
+            if attempt is None:
+                return
+            self._metrics.failed_over(attempt.result.began - failed.result.ended)
+            if self._done(attempt):
                 return
             wrong = await self._pool.check(attempt.lane)
             if not wrong:
@@ -133,6 +136,7 @@ class Recovery:
                     f"{LANE_TRIES} lanes of model {self._name!r} in turn are not well: {wrong}"
                 )
                 self._finish(attempt)
+            failed = attempt
 
     async def _isolate(self, entries: list[Entry], failed: Attempt) -> None:
         """Run a batch in smaller and smaller parts, so that the innocent are answered."""

@@ -221,14 +221,14 @@ class Stream:
 
     def __init__(self, driver: Any) -> None:
         # Not the default stream: TensorRT would wait for the whole GPU after each run.
-        self._stream = driver.Stream(1)  # CU_STREAM_NON_BLOCKING
+        self.pycuda = driver.Stream(1)  # CU_STREAM_NON_BLOCKING
         self._events = [driver.Event(driver.event_flags.BLOCKING_SYNC) for _ in range(self.MARKS)]
-        self.handle = int(self._stream.handle)
-        """As TensorRT and the driver take it."""
+        self.handle = int(self.pycuda.handle)
+        """As TensorRT and the driver take it; `pycuda` is PyCUDA's object."""
 
     def mark(self, index: int) -> None:
         """Note when the GPU comes to this point of the stream."""
-        self._events[index].record(self._stream)
+        self._events[index].record(self.pycuda)
 
     def wait(self) -> None:
         """Sleep until everything that was queued so far is done."""

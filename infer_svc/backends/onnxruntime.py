@@ -69,7 +69,7 @@ class OnnxRuntimeContext:
 
     def run(self, parts: Sequence[Tensors]) -> Tensors:
         """Run one batch; contract as in `infer_svc.backends.Context`."""
-        for seam in ("h2d", "enqueue", "stall", "memory", "device"):
+        for seam in ("h2d", "enqueue", "stall", "memory", "device", "illegal", "spin"):
             self._faults.at(seam)
         try:
             inputs = {name: _each(bytes.decode, array) for name, array in join(parts).items()}

@@ -12,6 +12,7 @@ from infer_svc.backends.batch import RunTimes
 from infer_svc.backends.cuda import Buffer, Device, Stream, address_of
 from infer_svc.backends.errors import DeviceLost
 from infer_svc.backends.libcuda import STICKY
+from infer_svc.backends.ptx import KERNELS, launch
 from infer_svc.backends.shapes import Shapes, cropping, fit, rungs
 from infer_svc.backends.trt_api import Api, Tensor
 from infer_svc.faults import NO_FAULTS, Faults
@@ -153,6 +154,9 @@ class TensorRTContext:
             buffer.download(math.prod(made[tensor.name]) * buffer.item_bytes, stream.handle)
         for seam in ("stall", "memory", "device", "sync"):
             faults.at(seam)
+        for kernel in KERNELS:
+            if faults.hits(kernel):
+                launch(self._gpu.driver, kernel, stream)
         stream.wait()
         self._note(given, shapes)
         return self._results(given, shapes, made)

@@ -8,7 +8,7 @@ from infer_svc.backends.errors import DeviceLost, OutOfMemory
 from infer_svc.faults import NO_FAULTS, SEAMS, Fault, Faults, parse_faults
 from mesh.errors import EngineError, SettingsError
 
-KINDS = {"memory": OutOfMemory, "device": DeviceLost}
+KINDS = {"memory": OutOfMemory, "device": DeviceLost, "illegal": DeviceLost}
 
 
 def test_without_faults_no_seam_fails() -> None:
@@ -17,7 +17,7 @@ def test_without_faults_no_seam_fails() -> None:
     assert not NO_FAULTS.injected
 
 
-@pytest.mark.parametrize("seam", [seam for seam in SEAMS if seam != "stall"])
+@pytest.mark.parametrize("seam", [seam for seam in SEAMS if seam not in {"stall", "spin"}])
 def test_seam_fails_as_it_would_by_itself(seam: str) -> None:
     faults = parse_faults(f"{seam}=1")
     with pytest.raises(EngineError, match=seam) as caught:
