@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from mesh import WIRE_VERSION
 from mesh.client import StageClient
-from mesh.errors import MeshError, Refused, SettingsError
+from mesh.errors import MeshError, Refused, SettingsError, StageUnavailable
 from mesh.status import from_status
 from mesh.tensor import TensorSpec
 from protos.mesh.v1.stage_pb2 import Target, TargetSpec
@@ -144,7 +144,9 @@ async def _describe(client: StageClient, target: Target) -> TargetSpec:
         raise Refused(f"{client.stage} told nothing of {target.name!r}")
     spec = answer.targets[0]
     if spec.HasField("status"):
-        raise Refused(f"{client.stage}: {from_status(spec.status)}")
+        error = from_status(spec.status)
+        kind = StageUnavailable if isinstance(error, StageUnavailable) else Refused
+        raise kind(f"{client.stage}: {error}")
     return spec
 
 

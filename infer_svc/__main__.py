@@ -4,7 +4,8 @@ import asyncio
 
 from prometheus_client import REGISTRY
 
-from infer_svc.backends import Machine
+from infer_svc.backends.machine import Machine
+from infer_svc.build.builds import Builds
 from infer_svc.families import InferMetrics
 from infer_svc.faults import parse_faults
 from infer_svc.service import InferHandler
@@ -29,9 +30,19 @@ async def main() -> None:
     log.configure("infer", settings.log_level)
     tracing = telemetry.configure("infer", load(TelemetrySettings))
     lender = Lender(settings.arena_mbytes)
-    machine = Machine(settings.cpu_threads, parse_faults(settings.faults))
+    builds = Builds(
+        settings.engine_cache,
+        limit_s=settings.build_limit_s,
+        on_serving_gpu=settings.build_on_serving_gpu,
+    )
+    machine = Machine(
+        settings.cpu_threads, parse_faults(settings.faults), builds, settings.cuda_graphs,
+        settings.kernels,
+    )  # fmt: skip
     metrics = InferMetrics(REGISTRY)
-    handler = InferHandler(settings.models, machine, tracing.sampled, lender, metrics)
+    handler = InferHandler(
+        settings.models, machine, tracing.sampled, lender, metrics, settings.preloaded
+    )
     metrics.watch_gpus(handler.gpus)
     limits = Limits(settings.max_items, settings.max_mbytes * 1024**2, settings.max_age_s)
     stage = Stage("mesh.v1.Infer", settings, handler, handler.describe, tracing, limits, lender)
@@ -45,6 +56,7 @@ async def main() -> None:
     await stage.serve(handler.load)
     for task in tasks:
         task.cancel()
+    await handler.stop_loading()
     handler.close()
     lender.close()
     tracing.shutdown()

@@ -1,17 +1,22 @@
 """A model's config.pbtxt: Triton's ModelConfig, as far as it is used here."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
+from infer_svc.build.accelerators import recipe_of
+from infer_svc.build.recipe import Recipe
 from mesh.errors import SettingsError
 from mesh.tensor import NUMPY_DTYPES, TensorSpec
 
 MICRO = 1e-6
 LENGTHS = (32, 64, 128, 256, 512)
 LENGTHS_KEY = "length_buckets"
+PLUGINS_KEY = "plugins"
+DEFAULT_RECIPE = Recipe()
 ENSEMBLE = "ensemble"
 NEWEST = -1
 _BACKEND_OF_PLATFORM = {
@@ -128,6 +133,13 @@ class ModelConfig:
     lengths: tuple[int, ...] = LENGTHS
     """Buckets of sizes that the model leaves open, as the length of a text; the smallest first.
     From the parameter `length_buckets`, as "16,32,64"."""
+    recipe: Recipe = DEFAULT_RECIPE
+    """How its engine is built. From `optimization { execution_accelerators }`."""
+    plans: tuple[tuple[str, str], ...] = ()
+    """Name of the plan file by compute capability, as "9.0". From `cc_model_filenames`."""
+    plugins: tuple[str, ...] = ()
+    """Shared libraries with TensorRT's plugins, relative to the model's folder. From the parameter
+    `plugins`, as "lib/a.so,lib/b.so"."""
     ensemble: tuple[Step, ...] = ()
     """Steps of a model that is made of others; it has neither file nor lanes of its own."""
 
@@ -148,12 +160,12 @@ def read_config(folder: Path) -> ModelConfig:
     if message.name not in ("", folder.name):
         raise SettingsError(f"{path} names the model {message.name!r}, its folder {folder.name!r}")
     try:
-        return _convert(message, folder.name)
+        return _convert(message, folder)
     except ValueError as err:
         raise SettingsError(f"{path}: {err}") from err
 
 
-def _convert(message: triton.ModelConfig, name: str) -> ModelConfig:
+def _convert(message: triton.ModelConfig, folder: Path) -> ModelConfig:
     backend = message.backend or _BACKEND_OF_PLATFORM.get(message.platform, message.platform)
     ensemble = _ensemble(message, backend)
     filename = "model.plan" if backend == "tensorrt" else "model.onnx"
@@ -163,7 +175,7 @@ def _convert(message: triton.ModelConfig, name: str) -> ModelConfig:
         raise ValueError(f"max_batch_size {message.max_batch_size} came, wanted 0 or more")
     batched = message.max_batch_size > 0
     return ModelConfig(
-        name=name,
+        name=folder.name,
         backend=backend,
         filename=message.default_model_filename or filename,
         max_rows=message.max_batch_size,
@@ -173,6 +185,9 @@ def _convert(message: triton.ModelConfig, name: str) -> ModelConfig:
         batching=_batching(message) if message.HasField("dynamic_batching") else None,
         warmups=tuple(_warmup(sample) for sample in message.model_warmup),
         lengths=_lengths(message.parameters[LENGTHS_KEY].string_value),
+        recipe=recipe_of(message, folder),
+        plans=_plans(message),
+        plugins=_plugins(message.parameters[PLUGINS_KEY].string_value),
         ensemble=ensemble,
     )
 
@@ -244,6 +259,20 @@ def _lengths(text: str) -> tuple[int, ...]:
     if not all(word.isdecimal() and int(word) > 0 for word in words):
         raise ValueError(f"{LENGTHS_KEY} {text!r} came, wanted sizes as '16,32,64'")
     return tuple(sorted({int(word) for word in words}))
+
+
+def _plans(message: triton.ModelConfig) -> tuple[tuple[str, str], ...]:
+    for capability, filename in message.cc_model_filenames.items():
+        if not re.fullmatch(r"[0-9]+\.[0-9]+", capability) or not filename:
+            raise ValueError(
+                f"cc_model_filenames has {filename!r} for {capability!r}, wanted a file for a "
+                "compute capability as '9.0'"
+            )
+    return tuple(sorted(message.cc_model_filenames.items()))
+
+
+def _plugins(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _spec(tensor: triton.ModelInput | triton.ModelOutput, batched: bool) -> TensorSpec:

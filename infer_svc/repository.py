@@ -1,13 +1,17 @@
 """The model repository: Triton's folder layout, one model per folder."""
 
+import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from infer_svc.backends import BACKENDS, Engine, Machine
+from infer_svc.backends import BACKENDS, Engine
 from infer_svc.backends.cuda import visible_gpus
+from infer_svc.backends.machine import Machine
+from infer_svc.build.selection import model_file
 from infer_svc.config import ModelConfig, Warmup, WarmupInput, read_config
 from mesh.errors import EngineError, InvalidInput, SettingsError
 from mesh.tensor import NUMPY_DTYPES, Array, Tensors, TensorSpec, from_proto
@@ -52,6 +56,25 @@ def model_folders(root: Path) -> list[Path]:
     ]
 
 
+def preloaded(folders: Sequence[Path], names: Sequence[str]) -> list[Path]:
+    """Return the folders of the models to be preloaded, in their order.
+
+    Args:
+        folders: of all models.
+        names: of those; `*` stands for all that are not named.
+
+    Raises:
+        SettingsError: a name is none of theirs.
+    """
+    by_name = {folder.name: folder for folder in folders}
+    unknown = [name for name in names if name not in by_name and name != "*"]
+    if unknown:
+        raise SettingsError(f"INFER_PRELOAD names {unknown}, the repository has {sorted(by_name)}")
+    others = [name for name in by_name if name not in names]
+    order = itertools.chain.from_iterable(others if name == "*" else [name] for name in names)
+    return [by_name[name] for name in dict.fromkeys(order)]
+
+
 def load_model(folder: Path, machine: Machine) -> Model:
     """Load the newest version of a model; an ensemble has nothing to load but its config.
 
@@ -64,20 +87,16 @@ def load_model(folder: Path, machine: Machine) -> Model:
             together; the text says which.
     """
     config = read_config(folder)
-    versions = _versions(folder)
-    if not versions:
-        raise SettingsError(f"model {config.name!r} has no version: a folder {folder / '1'} …")
+    version = version_folder(folder)
     if config.ensemble:
-        return Model(config, versions[-1], (), folder)
+        return Model(config, int(version.name), (), folder)
     loader = BACKENDS.get(config.backend)
     if loader is None:
         raise SettingsError(
             f"model {config.name!r} wants the backend {config.backend!r}, "
             f"this machine has {sorted(BACKENDS)}"
         )
-    path = folder / str(versions[-1]) / config.filename
-    if config.filename == "model.plan" and not path.exists():
-        path = path.with_name("model.onnx")  # to be built
+    path = model_file(version, config)
     if not path.exists():
         raise SettingsError(f"model {config.name!r} has no file {path}")
     try:
@@ -93,7 +112,19 @@ def load_model(folder: Path, machine: Machine) -> Model:
         inputs=_agree(config, "input", config.inputs, engine.inputs),
         outputs=_agree(config, "output", config.outputs, engine.outputs),
     )
-    return Model(config, versions[-1], placements, folder)
+    return Model(config, int(version.name), placements, folder)
+
+
+def version_folder(folder: Path) -> Path:
+    """Return the folder of a model's newest version.
+
+    Raises:
+        SettingsError: it has none.
+    """
+    versions = _versions(folder)
+    if not versions:
+        raise SettingsError(f"model {folder.name!r} has no version: a folder {folder / '1'} …")
+    return folder / str(versions[-1])
 
 
 def places(config: ModelConfig) -> dict[int | None, int]:

@@ -60,7 +60,10 @@ def open_lanes(
             for _ in range(placement.lanes):
                 lanes.append(_open_lane(f"{name}-{len(lanes)}", placement.engine, loop))
             spares.append(_open_lane(f"{name}-spare-{index}", placement.engine, loop))
-        return lanes, spares, _warm_up(model, (*lanes, *spares))
+        golden = _warm_up(model, (*lanes, *spares))
+        for placement in model.placements:
+            placement.engine.settle()
+        return lanes, spares, golden
     except BaseException:
         for lane in (*lanes, *spares):
             lane.close()

@@ -3,23 +3,31 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from opentelemetry.trace import Tracer
 
-from infer_svc.backends import Machine
 from infer_svc.backends.cuda import devices
+from infer_svc.backends.machine import Machine
 from infer_svc.batcher import Batcher
+from infer_svc.config import ModelConfig, read_config
 from infer_svc.ensemble import Ensemble
 from infer_svc.families import GpuFigures, InferMetrics
 from infer_svc.pool import LanePool
-from infer_svc.repository import load_model, model_folders
+from infer_svc.repository import load_model, model_folders, preloaded
 from infer_svc.served import Served, open_lanes, rows_of
-from infer_svc.steps import check_steps, load_order
+from infer_svc.steps import check_steps, follow_parts, load_order
 from mesh.arena import ALIGN, Lender
-from mesh.errors import EngineError, MeshError, NotFound, Refused
+from mesh.errors import (
+    EngineError,
+    MeshError,
+    NotFound,
+    Refused,
+    SettingsError,
+    StageUnavailable,
+)
 from mesh.item import Reply, Request
 from mesh.status import to_status
 from mesh.tensor import Tensors, check_tensors, unpack
@@ -41,10 +49,18 @@ class InferHandler:
         tracer: for batch spans; samples everything.
         lender: of the shared memory that tensors may come in.
         metrics: that each model is added to while it is loaded.
+        preload: names of models that are loaded after the others, in the background and in this
+            order; `*` stands for all that are not named. Ensembles of them come after them.
     """
 
     def __init__(
-        self, root: Path, machine: Machine, tracer: Tracer, lender: Lender, metrics: InferMetrics
+        self,
+        root: Path,
+        machine: Machine,
+        tracer: Tracer,
+        lender: Lender,
+        metrics: InferMetrics,
+        preload: Sequence[str] = (),
     ) -> None:
         self._metrics = metrics
         self._lender = lender
@@ -58,31 +74,32 @@ class InferHandler:
         """Called once when only a new process helps, with the reason."""
         self.on_health: Callable[[str, bool], None] = lambda model, serving: None
         """Called when a model cannot run for a while (False), and when it can again."""
+        self._preload = preload
+        self._coming: list[Path] = []
+        self._preloading: asyncio.Task[None] | None = None
+        if machine.builds is not None:
+            machine.builds.on_built = self._count_build
 
     async def load(self) -> None:
         """Load and warm up every model; one that cannot be is named and refused, others serve.
 
+        Those to be preloaded follow in the background.
+
         Raises:
-            SettingsError: there is no repository.
+            SettingsError: there is no repository, or it lacks a model to be preloaded.
         """
-        for folder in load_order(model_folders(self._root)):
-            started = time.monotonic()
-            try:
-                served = await asyncio.to_thread(self._load, folder, asyncio.get_running_loop())
-            except MeshError as err:
-                self._broken[folder.name] = Refused(str(err))
-                log.error("model refused", extra={"model": folder.name, "error": str(err)})
-                continue
-            self._served[folder.name] = served
-            self.on_health(folder.name, True)
-            fields = {
-                "model": folder.name, "version": served.model.version,
-                "lanes": len(served.pool.lanes) if served.pool else 0,
-                "s": round(time.monotonic() - started, 3),
-            }  # fmt: skip
-            log.info("model ready", extra=fields)
-        self._lender.open(max(map(_slot_bytes, self._served.values()), default=0))
+        folders = model_folders(self._root)
+        self._coming = follow_parts(folders, preloaded(folders, self._preload))
+        for folder in load_order(folders):
+            if folder not in self._coming:
+                await self._load_one(folder)
+        slots = [_slot_bytes(served.model.config) for served in self._served.values()]
+        slots += map(_declared_slot_bytes, self._coming)
+        self._lender.open(max(slots, default=0))
         self._pin()
+        self._tell_serving()
+        if self._coming:
+            self._preloading = asyncio.create_task(self._load_coming())
 
     async def __call__(self, request: Request) -> Reply:
         """Run one request; a handler as in `mesh.item`."""
@@ -115,8 +132,18 @@ class InferHandler:
 
     def describe(self, targets: Iterable[Target]) -> list[TargetSpec]:
         """Return what each model takes and makes; no targets: every model."""
-        names = [target.name for target in targets] or sorted({*self._served, *self._broken})
+        coming = [folder.name for folder in self._coming]
+        names = [target.name for target in targets]
+        names = names or sorted({*self._served, *self._broken, *coming})
         return [self._describe(name) for name in names]
+
+    async def stop_loading(self) -> None:
+        """End what is built in the background, and wait for a model that is being loaded."""
+        del self._coming[1:]
+        if self._machine.builds is not None:
+            self._machine.builds.close()
+        if self._preloading is not None:
+            await self._preloading
 
     def gpus(self) -> list[GpuFigures]:
         """Return what there is of each GPU that this process uses, and what it holds."""
@@ -165,7 +192,46 @@ class InferHandler:
             return served
         if name in self._broken:
             raise Refused(str(self._broken[name]))  # a new one: it collects a traceback
+        if any(folder.name == name for folder in self._coming):
+            raise StageUnavailable(f"model {name!r} is being loaded; try again in a moment")
         raise NotFound(f"model {name!r} is not in the repository; there are {sorted(self._served)}")
+
+    async def _load_one(self, folder: Path) -> None:
+        started = time.monotonic()
+        try:
+            served = await asyncio.to_thread(self._load, folder, asyncio.get_running_loop())
+        except MeshError as err:
+            self._broken[folder.name] = Refused(str(err))
+            log.error("model refused", extra={"model": folder.name, "error": str(err)})
+            return
+        self._served[folder.name] = served
+        self.on_health(folder.name, True)
+        fields = {
+            "model": folder.name, "version": served.model.version,
+            "lanes": len(served.pool.lanes) if served.pool else 0,
+            "s": round(time.monotonic() - started, 3),
+        }  # fmt: skip
+        log.info("model ready", extra=fields)
+
+    async def _load_coming(self) -> None:
+        while self._coming:
+            try:
+                await self._load_one(self._coming[0])
+            except Exception:  # a task of its own; the others are loaded all the same
+                log.exception("model cannot be loaded", extra={"model": self._coming[0].name})
+                self._broken[self._coming[0].name] = Refused("it cannot be loaded; see the log")
+            self._coming.pop(0)
+            self._pin()
+            self._tell_serving()
+
+    def _count_build(self, config: ModelConfig, version: int, result: str, took_s: float) -> None:
+        self._metrics.add(config.name, version, config.max_rows).built(result, took_s)
+
+    def _tell_serving(self) -> None:
+        """Let nothing be built on a GPU that serves."""
+        placements = [one for served in self._served.values() for one in served.model.placements]
+        if self._machine.builds is not None:
+            self._machine.builds.serves(one.gpu for one in placements if one.gpu is not None)
 
     def _load(self, folder: Path, loop: asyncio.AbstractEventLoop) -> Served:
         model = load_model(folder, self._machine)
@@ -207,8 +273,16 @@ async def _run(served: Served, request: Request, tensors: Tensors) -> Reply:
     return await served.batcher.run(request, tensors, key, rows)
 
 
-def _slot_bytes(served: Served) -> int:
+def _declared_slot_bytes(folder: Path) -> int:
+    """Return `_slot_bytes` of a model that is not loaded yet, as far as its config tells."""
+    try:
+        return _slot_bytes(read_config(folder))
+    except SettingsError:
+        return 0  # it will be refused with this error
+
+
+def _slot_bytes(config: ModelConfig) -> int:
     """Return what one row of a model's inputs takes in shared memory; 0: too much or not known."""
-    inputs = served.model.config.inputs
+    inputs = config.inputs
     size = sum(spec.row_bytes() + ALIGN for spec in inputs)
     return size if all(spec.row_bytes() for spec in inputs) and size <= MAX_SLOT_BYTES else 0

@@ -1,10 +1,12 @@
 """Settings of infer_svc, from variables that begin with `INFER_`."""
 
 import os
+from pathlib import Path
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from infer_svc.backends.trt_api import Kernels
 from mesh.settings import ServiceSettings
 
 
@@ -32,3 +34,24 @@ class InferSettings(ServiceSettings):
     are in `infer_svc/faults.py`."""
     max_age_s: float = Field(float("inf"), gt=0)
     """A client's stream older than this moves to a new one, so that new replicas get traffic."""
+    engine_cache: Path = Path("~/.cache/trtmesh/engines")
+    """Where TensorRT's engines are kept; for this user only, as a plan is a program."""
+    cuda_graphs: bool = True
+    """Whether runs on a GPU become CUDA graphs: one launch for each instead of hundreds."""
+    kernels: Kernels = "eager"
+    """When TensorRT-RTX compiles kernels for a shape: `eager` when it is warmed up, `lazy` in the
+    background while a slower one serves, `none` never."""
+    build_limit_s: float = Field(3600.0, gt=0)
+    """Longest time for building one engine."""
+    build_on_serving_gpu: bool = False
+    """Whether full TensorRT may build on a GPU on which models of this process serve already; it
+    measures kernels there and slows them down. While nothing is SERVING it always may, and
+    TensorRT-RTX builds without a GPU."""
+    preload: str = ""
+    """Models, by name and with commas between, or `*` for all, that are loaded in the background,
+    in this order, once the others serve."""
+
+    @property
+    def preloaded(self) -> tuple[str, ...]:
+        """The names in `preload`."""
+        return tuple(name.strip() for name in self.preload.split(",") if name.strip())

@@ -19,6 +19,7 @@ BANNED = {"utils", "common", "helpers", "shared"}
 NO_MIRROR = {
     "mesh/errors.py": "classes without code; test_status.py walks them all",
     "infer_svc/backends/errors.py": "classes without code; the tests of what raises them",
+    "infer_svc/backends/machine.py": "fields only",
     "infer_svc/batch_trace.py": "tests/infer_svc/test_batcher.py looks at its spans",
     "mesh/grpc_types.py": "names for the type checker",
     "mesh/cli/options.py": "options that the tests of every command use",

@@ -4,14 +4,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from infer_svc.build.builds import Builds
-
 from benchmarks.gpu.bare import Bare
 from benchmarks.gpu.networks import NETWORKS, ROWS, Network, write
 from benchmarks.gpu.served import Model, pinned_items, plain_items
-from infer_svc.backends import Machine
 from infer_svc.backends.cuda import device
+from infer_svc.backends.machine import Machine
 from infer_svc.backends.tensorrt import tensorrt_api
+from infer_svc.build.builds import Builds
 
 SECONDS = 3.0
 ROUNDS = 3

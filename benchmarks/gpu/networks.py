@@ -90,7 +90,7 @@ def write(network: Network, root: Path, lanes: int, delay_us: int = 1000) -> Pat
     return folder
 
 
-class _Outputs(torch.nn.Module):
+class _Outputs(torch.nn.Module):  # type: ignore[misc]
     """Returns logits as a tensor, whatever the network returns."""
 
     def __init__(self, network: Any) -> None:

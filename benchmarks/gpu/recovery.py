@@ -5,12 +5,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from infer_svc.build.builds import Builds
-
 from benchmarks.gpu.networks import RESNET, write
 from benchmarks.gpu.served import Model, percentiles, pinned_items
-from infer_svc.backends import Machine
 from infer_svc.backends.cuda import device
+from infer_svc.backends.machine import Machine
+from infer_svc.build.builds import Builds
 from infer_svc.faults import parse_faults
 from infer_svc.metrics import ModelMetrics
 from mesh.errors import MeshError

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from infer_svc.build.builds import Builds
 
 from benchmarks.gpu.networks import BERT, RESNET, Network, write
 from benchmarks.gpu.served import Model, percentiles, pinned_items
-from infer_svc.backends import Machine
 from infer_svc.backends.cuda import device
+from infer_svc.backends.machine import Machine
+from infer_svc.build.builds import Builds
 
 FACTORS = {RESNET.name: 4.8, BERT.name: 17.0}
 """Of PyTorch's rate one by one: the rates at which latency is measured."""

@@ -12,8 +12,8 @@ import numpy as np
 from opentelemetry.trace import NoOpTracer
 
 from benchmarks.gpu.networks import ROWS, Network
-from infer_svc.backends import Machine
 from infer_svc.backends.cuda import device
+from infer_svc.backends.machine import Machine
 from infer_svc.batcher import Batcher
 from infer_svc.metrics import ModelMetrics
 from infer_svc.pool import LanePool

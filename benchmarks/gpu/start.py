@@ -37,9 +37,9 @@ def _run(root: Path) -> dict[str, float]:
 async def start(folder: Path, cache: Path, began: float) -> dict[str, float]:
     """Load a model and tell after how many seconds each step was done."""
     import numpy as np  # noqa: PLC0415  counted
-    from infer_svc.build.builds import Builds  # noqa: PLC0415  counted
 
-    from infer_svc.backends import Machine  # noqa: PLC0415  counted
+    from infer_svc.backends.machine import Machine  # noqa: PLC0415  counted
+    from infer_svc.build.builds import Builds  # noqa: PLC0415  counted
     from infer_svc.lane import Lane  # noqa: PLC0415  counted
     from infer_svc.repository import load_model  # noqa: PLC0415  counted
 

@@ -1,15 +1,14 @@
 """What runs a model: one small interface, one file per runtime."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from infer_svc.backends.batch import RunTimes
+from infer_svc.backends.machine import Machine
 from infer_svc.backends.onnxruntime import load_onnxruntime
 from infer_svc.backends.tensorrt import load_tensorrt
 from infer_svc.config import ModelConfig
-from infer_svc.faults import NO_FAULTS, Faults
 from mesh.tensor import Tensors, TensorSpec
 
 
@@ -68,18 +67,11 @@ class Engine(Protocol):
             EngineError: it cannot be done.
         """
 
+    def settle(self) -> None:
+        """Keep what opening contexts found out, for the next process; called when all are open."""
+
     def close(self) -> None:
         """Give back what the engine holds; its contexts are closed before."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a process has for all its models."""
-
-    threads: int = 1
-    """Of the CPU, for one run of ONNX Runtime."""
-    faults: Faults = NO_FAULTS
-    """On purpose, to see that failures are survived."""
 
 
 Loader = Callable[[Path, ModelConfig, int | None, Machine], Engine]
@@ -90,7 +82,5 @@ BACKENDS: dict[str, Loader] = {
     "onnxruntime": lambda path, _, __, machine: load_onnxruntime(
         path, machine.threads, machine.faults
     ),
-    "tensorrt": lambda path, config, gpu, machine: load_tensorrt(
-        path, config.max_rows, config.lengths, gpu or 0, machine.faults
-    ),
+    "tensorrt": lambda path, config, gpu, machine: load_tensorrt(path, config, gpu or 0, machine),
 }

@@ -33,11 +33,12 @@ _DTYPES = {
 class OnnxRuntimeEngine:
     """A session, which several threads may run at a time."""
 
-    def __init__(self, path: Path, threads: int, faults: Faults) -> None:
+    def __init__(self, path: Path, threads: int, faults: Faults, literal: bool) -> None:
         self._path = path
+        self._literal = literal
         self._threads = threads
         self._faults = faults
-        self._session = _session(path, threads)
+        self._session = _session(path, threads, literal)
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
 
@@ -46,10 +47,13 @@ class OnnxRuntimeEngine:
         self._faults.at("context")
         return OnnxRuntimeContext(self._session, [spec.name for spec in self.outputs], self._faults)
 
+    def settle(self) -> None:
+        """Do nothing: there is nothing to keep."""
+
     def reload(self) -> None:
         """Load the file anew."""
         try:
-            self._session = _session(self._path, self._threads)
+            self._session = _session(self._path, self._threads, self._literal)
         except SettingsError as err:
             raise EngineError(str(err)) from err
 
@@ -91,21 +95,24 @@ class OnnxRuntimeContext:
         """Do nothing: the session goes with its last user."""
 
 
-def load_onnxruntime(path: Path, threads: int, faults: Faults = NO_FAULTS) -> OnnxRuntimeEngine:
+def load_onnxruntime(
+    path: Path, threads: int, faults: Faults = NO_FAULTS, *, literal: bool = False
+) -> OnnxRuntimeEngine:
     """Load an ONNX file.
 
     Args:
         path: the model.
         threads: that one run may use.
         faults: on purpose.
+        literal: run the graph node by node as it is written, nothing fused or folded.
 
     Raises:
         SettingsError: the file is no model that ONNX Runtime can run.
     """
-    return OnnxRuntimeEngine(path, threads, faults)
+    return OnnxRuntimeEngine(path, threads, faults, literal)
 
 
-def _session(path: Path, threads: int) -> ort.InferenceSession:
+def _session(path: Path, threads: int, literal: bool) -> ort.InferenceSession:
     ort.disable_telemetry_events()  # else some builds send usage to their maker
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -113,6 +120,8 @@ def _session(path: Path, threads: int) -> ort.InferenceSession:
     # A spinning thread takes the core from the services beside it.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
+    if literal:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return ort.InferenceSession(
             str(path), sess_options=options, providers=["CPUExecutionProvider"]

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Mapping, Sequence
 
-from infer_svc.backends.trt_api import Profile
+from infer_svc.backends.trt_build import Profile
 from mesh.errors import InvalidInput
 from mesh.tensor import TensorSpec
 

@@ -1,20 +1,24 @@
 """TensorRT on a GPU: an engine from a plan, or built from the ONNX file."""
 
 import functools
+import logging
+import os
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from infer_svc.backends.cuda import Device, device
+from infer_svc.backends.machine import Machine
 from infer_svc.backends.onnxruntime import load_onnxruntime
-from infer_svc.backends.shapes import profiles_of
 from infer_svc.backends.tensorrt_context import TensorRTContext
 from infer_svc.backends.trt_api import Api, Tensor, load_api
-from infer_svc.faults import NO_FAULTS, Faults
+from infer_svc.config import ModelConfig
+from mesh.errors import EngineError, SettingsError
 from mesh.tensor import TensorSpec, dtype_name
+
+log = logging.getLogger(__name__)
 
 
 class TensorRTEngine:
@@ -23,15 +27,24 @@ class TensorRTEngine:
     Args:
         api: of TensorRT.
         gpu: that runs it.
-        plan: the serialized engine.
-        faults: on purpose.
+        plan: the file of the serialized engine.
+        machine: how it is run.
+        kernels: file of the kernels that were compiled by an earlier process, and that `settle`
+            writes; None: they are compiled each time.
+
+    Raises:
+        EngineError: the file cannot be read, or is no engine for this machine.
     """
 
-    def __init__(self, api: Api, gpu: Device, plan: bytes, faults: Faults = NO_FAULTS) -> None:
+    def __init__(
+        self, api: Api, gpu: Device, plan: Path, machine: Machine, kernels: Path | None = None
+    ) -> None:
         self._api = api
         self._gpu = gpu
         self._plan = plan
-        self._faults = faults
+        self._machine = machine
+        self._kernels = kernels
+        self._kept = b""
         # Contexts of one engine are made and ended one by one.
         self._lock = threading.Lock()
         self._engine: Any = None
@@ -45,15 +58,40 @@ class TensorRTEngine:
         """Return a context with its buffers, warmed up at every shape that it runs."""
         with self._lock, self._gpu.current():
             return TensorRTContext(
-                self._api, self._gpu, self._engine, self._cache, self._lock, self._faults
+                self._api, self._gpu, self._engine, self._cache, self._lock, self._machine
             )
 
     def reload(self) -> None:
         """Load the plan anew; the engine's contexts are closed before."""
         self.close()
+        self._kept = _read(self._kernels)
+        try:
+            plan = self._plan.read_bytes()
+        except OSError as err:
+            raise EngineError(f"plan {self._plan} cannot be read: {err.strerror}") from err
         with self._lock, self._gpu.current():
-            self._engine = self._api.load(self._plan)
-            self._cache = self._api.runtime_cache(self._engine)
+            try:
+                self._engine = self._api.load(plan)
+            except EngineError as err:
+                raise type(err)(f"plan {self._plan}: {err}") from err
+            self._cache = self._api.runtime_cache(self._engine, self._kept)
+
+    def settle(self) -> None:
+        """Keep the kernels that were compiled, for the next process; no failure is an error."""
+        if self._kernels is None:
+            return
+        with self._lock, self._gpu.current():
+            data = self._api.dump_cache(self._cache)
+        if not data or data == self._kept:
+            return
+        new = self._kernels.with_name(f"{self._kernels.name}.{os.getpid()}")
+        try:
+            new.write_bytes(data)
+            new.rename(self._kernels)
+        except OSError as err:
+            log.warning("kernels are not kept", extra={"file": str(new), "error": str(err)})
+            return
+        self._kept = data
 
     def close(self) -> None:
         """Give back the engine's memory; its contexts are closed before."""
@@ -65,29 +103,31 @@ class TensorRTEngine:
 
 def load_tensorrt(
     path: Path,
-    max_rows: int,
-    lengths: Sequence[int],
-    gpu: int = 0,
-    faults: Faults = NO_FAULTS,
+    config: ModelConfig,
+    gpu: int,
+    machine: Machine,
 ) -> TensorRTEngine:
-    """Load a plan, or build an ONNX file and load that.
+    """Load the engine of a model: a plan of the repository, or one built from its ONNX file.
 
     Args:
-        path: the file.
-        max_rows: largest batch; 0: the model has no batch dimension.
-        lengths: buckets of the sizes that are not fixed.
+        path: a file of the model, in the folder of its version.
+        config: of the model.
         gpu: number among the visible ones.
-        faults: on purpose.
+        machine: where engines come from, and how they are run.
 
     Raises:
-        SettingsError: there is no TensorRT or no such GPU.
-        EngineError: the model cannot be built or loaded.
+        SettingsError: there is no TensorRT, no such GPU, or no engine cache.
+        EngineError: the engine cannot be built or loaded.
     """
+    if machine.builds is None:
+        raise SettingsError(f"model {config.name!r} wants TensorRT, this process has no engines")
     api, owner = tensorrt_api(), device(gpu)
-    if path.suffix == ".plan":
-        return TensorRTEngine(api, owner, path.read_bytes(), faults)
-    profiles = profiles_of(onnx_inputs(path), max_rows, lengths)
-    return TensorRTEngine(api, owner, api.build(path, profiles), faults)
+    engine = machine.builds.engine_for(path, config, gpu)
+    kernels = engine.runtime_cache
+    if kernels is not None:  # one plan may serve several kinds of GPUs, its kernels do not
+        major, minor = owner.compute_capability
+        kernels = kernels.with_name(f"{kernels.stem}-sm_{major}{minor}{kernels.suffix}")
+    return TensorRTEngine(api, owner, engine.plan, machine, kernels)
 
 
 def onnx_inputs(path: Path) -> list[TensorSpec]:
@@ -103,6 +143,13 @@ def onnx_inputs(path: Path) -> list[TensorSpec]:
 def tensorrt_api() -> Api:
     """Return the TensorRT of this process, which has one logger and one runtime."""
     return load_api()
+
+
+def _read(path: Path | None) -> bytes:
+    try:
+        return path.read_bytes() if path is not None else b""
+    except OSError:
+        return b""  # the first process of this engine
 
 
 def _spec(tensor: Tensor) -> TensorSpec:

@@ -12,6 +12,7 @@ from infer_svc.backends.batch import RunTimes
 from infer_svc.backends.cuda import Buffer, Device, Stream, address_of
 from infer_svc.backends.errors import DeviceLost
 from infer_svc.backends.libcuda import STICKY
+from infer_svc.backends.machine import Machine
 from infer_svc.backends.ptx import KERNELS, launch
 from infer_svc.backends.shapes import Shapes, cropping, fit, rungs
 from infer_svc.backends.trt_api import Api, Tensor
@@ -37,11 +38,11 @@ class TensorRTContext:
         engine: TensorRT's.
         cache: of compiled kernels, shared by the engine's contexts; None: the flavour has none.
         lock: held while contexts of the engine are made or ended.
-        faults: on purpose.
+        machine: how it is run.
     """
 
     def __init__(
-        self, api: Api, gpu: Device, engine: Any, cache: Any, lock: threading.Lock, faults: Faults
+        self, api: Api, gpu: Device, engine: Any, cache: Any, lock: threading.Lock, machine: Machine
     ) -> None:
         self.times = RunTimes()
         self._lock = lock
@@ -49,7 +50,9 @@ class TensorRTContext:
         self._gpu = gpu
         self._engine = engine
         self._cache = cache
-        self._faults = faults
+        self._faults = machine.faults
+        self._graphs_wanted = machine.graphs
+        self._kernels = machine.kernels
         tensors = api.tensors(engine)
         self._inputs = [tensor for tensor in tensors if tensor.is_input]
         self._outputs = [tensor for tensor in tensors if not tensor.is_input]
@@ -106,7 +109,9 @@ class TensorRTContext:
     def _open(self) -> None:
         for index in range(len(self._limits)):
             self._faults.at("context")
-            context, config = self._api.context(self._engine, self._cache)
+            context, config = self._api.context(
+                self._engine, self._cache, kernels=self._kernels, graphs=self._graphs_wanted
+            )
             self._gpu.count(contexts=1)
             self._contexts.append((context, config))
             if index and not context.set_optimization_profile_async(index, self._stream.handle):
@@ -255,7 +260,7 @@ class TensorRTContext:
                 for tensor in self._inputs
             }
             self._run([inputs], NO_FAULTS)
-            if not self._api.captures_graphs:
+            if self._graphs_wanted and not self._api.captures_graphs:
                 self._capture(index, {name: array.shape for name, array in inputs.items()})
 
     def _capture(self, index: int, shapes: ShapeOf) -> None:

@@ -13,10 +13,12 @@ from gateway.pipeline import (
     read_pipelines,
 )
 from mesh.errors import MeshError, Refused, SettingsError, StageUnavailable
+from mesh.status import to_status
 from mesh.tensor import TensorSpec
-from protos.mesh.v1.stage_pb2 import Target
+from protos.mesh.v1.stage_pb2 import Target, TargetSpec
 from tests.gateway.stages import (
     CLASSES,
+    DIGITS,
     IMAGE,
     PIPELINE,
     PIXELS,
@@ -243,3 +245,13 @@ async def test_stage_that_cannot_answer_now_is_not_a_pipeline_that_does_not_fit(
         mesh.infer.failure = StageUnavailable("going away")
         with pytest.raises(StageUnavailable, match="going away"):
             await checked(mesh)
+
+
+async def test_model_that_is_being_loaded_is_not_a_pipeline_that_does_not_fit() -> None:
+    async with running_mesh() as mesh:
+        status = to_status(StageUnavailable("model 'digits' is being loaded"))
+        mesh.infer.targets["digits"] = TargetSpec(name="digits", status=status)
+        with pytest.raises(StageUnavailable, match="Infer: model 'digits' is being loaded"):
+            await checked(mesh)
+        mesh.infer.targets["digits"] = DIGITS
+        assert (await checked(mesh)).model_version == "3"

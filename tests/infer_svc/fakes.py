@@ -48,6 +48,9 @@ class FakeContext:
         self.opened += 1
         return self
 
+    def settle(self) -> None:
+        """Do nothing."""
+
     def rebuild(self) -> None:
         self.rebuilt += 1
         if (error := self.fail_rebuild()) is not None:
@@ -95,6 +98,9 @@ class FakeEngine:
 
     def reload(self) -> None:
         self.reloaded += 1
+
+    def settle(self) -> None:
+        """Do nothing."""
 
     def close(self) -> None:
         """Do nothing."""

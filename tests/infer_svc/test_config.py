@@ -301,6 +301,25 @@ def test_length_buckets_that_are_no_sizes_are_refused(tmp_path: Path, broken: st
         read(tmp_path, BUCKETS.format(broken))
 
 
+def test_plan_files_by_compute_capability(tmp_path: Path) -> None:
+    text = (
+        'cc_model_filenames { key: "9.0" value: "h100.plan" } '
+        'cc_model_filenames { key: "8.6" value: "a10.plan" }'
+    )
+    assert read(tmp_path, text).plans == (("8.6", "a10.plan"), ("9.0", "h100.plan"))
+
+
+@pytest.mark.parametrize("pair", ['key: "sm_90" value: "a.plan"', 'key: "9.0" value: ""'])
+def test_plan_files_that_are_none_are_refused(tmp_path: Path, pair: str) -> None:
+    with pytest.raises(SettingsError, match=r"wanted a file for a compute capability as '9\.0'"):
+        read(tmp_path, f"cc_model_filenames {{ {pair} }}")
+
+
+def test_plugins_are_paths_with_commas_between(tmp_path: Path) -> None:
+    text = 'parameters { key: "plugins" value { string_value: "lib/a.so, b.so," } }'
+    assert read(tmp_path, text).plugins == ("lib/a.so", "b.so")
+
+
 ENSEMBLE = """
 platform: "ensemble"
 max_batch_size: 8

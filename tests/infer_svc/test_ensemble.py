@@ -14,9 +14,10 @@ from onnx.utils import extract_model
 from opentelemetry.trace import NoOpTracer, StatusCode, Tracer
 from prometheus_client import CollectorRegistry
 
-from infer_svc.backends import Machine
 from infer_svc.backends.cuda import visible_gpus
+from infer_svc.backends.machine import Machine
 from infer_svc.batcher import Batcher
+from infer_svc.build.builds import Builds
 from infer_svc.config import ModelConfig, Step
 from infer_svc.ensemble import Ensemble
 from infer_svc.families import InferMetrics
@@ -323,7 +324,8 @@ async def test_request_that_is_not_sampled_has_no_spans() -> None:
 @asynccontextmanager
 async def serving(root: Path, tracer: Tracer = NoOpTracer()) -> AsyncIterator[InferHandler]:
     metrics = InferMetrics(CollectorRegistry())
-    handler = InferHandler(root, Machine(), tracer, Lender(0), metrics)
+    machine = Machine(builds=Builds(root.with_name(f"{root.name}-engines")))  # for tests on GPUs
+    handler = InferHandler(root, machine, tracer, Lender(0), metrics)
     await handler.load()
     try:
         yield handler

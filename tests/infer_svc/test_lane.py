@@ -28,7 +28,7 @@ class WrongRows:
     def close(self) -> None:
         """Do nothing."""
 
-    rebuild = reload = close
+    rebuild = reload = settle = close
 
     def run(self, parts: Sequence[Tensors]) -> Tensors:
         return {"y": join(parts)["x"][1:]}

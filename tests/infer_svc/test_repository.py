@@ -1,13 +1,23 @@
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from infer_svc import repository
-from infer_svc.backends import Machine
+from infer_svc.backends.machine import Machine
 from infer_svc.config import read_config
-from infer_svc.repository import Model, load_model, model_folders, places, warmup_inputs
+from infer_svc.repository import (
+    Model,
+    load_model,
+    model_folders,
+    places,
+    preloaded,
+    version_folder,
+    warmup_inputs,
+)
 from mesh.errors import SettingsError
 from mesh.tensor import TensorSpec, dtype_name
 from tests.infer_svc import graphs
@@ -303,6 +313,35 @@ def test_warmup_of_an_unknown_input_is_refused_with_those_there_are(tmp_path: Pa
         warmup_inputs(model)
 
 
+def test_version_folder_is_that_of_the_newest_version(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, "m", graphs.identity(), versions=("1", "10", "9", "011"))
+    assert version_folder(folder) == folder / "10"
+    with pytest.raises(SettingsError, match="'n' has no version"):
+        version_folder(write_model(tmp_path, "n", None, versions=()))
+
+
+def test_preloaded_models_are_in_the_order_of_their_names_and_named_once() -> None:
+    folders = [Path(name) for name in "abcd"]
+    assert preloaded(folders, ()) == []
+    assert preloaded(folders, ("d", "b", "d")) == [Path("d"), Path("b")]
+    assert preloaded(folders, ("c", "*", "a")) == [Path(name) for name in "cbda"]
+    with pytest.raises(SettingsError, match=r"INFER_PRELOAD names \['x'\]"):
+        preloaded(folders, ("a", "x"))
+
+
+def test_model_with_plans_by_compute_capability_alone_has_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repository, "visible_gpus", lambda: 0)
+    text = 'backend: "tensorrt" cc_model_filenames { key: "9.0" value: "h100.plan" }'
+    folder = write_model(tmp_path, "m", b"plan", text, filename="h100.plan")
+    with pytest.raises(SettingsError, match="wants a GPU, this process sees 0"):
+        load_model(folder, Machine())
+    (folder / "1/h100.plan").unlink()
+    with pytest.raises(SettingsError, match=r"has no file .*model\.plan"):
+        load_model(folder, Machine())
+
+
 ENSEMBLE = f"""
 platform: "ensemble" max_batch_size: 4 {X % 4} {Y % 4}
 ensemble_scheduling {{ step [ {{
@@ -322,3 +361,25 @@ def test_ensemble_without_a_version_is_refused(tmp_path: Path) -> None:
     folder = write_model(tmp_path, "e", None, ENSEMBLE, versions=())
     with pytest.raises(SettingsError, match=r"'e' has no version: a folder .*/e/1"):
         load_model(folder, Machine())
+
+
+LIGHT = """
+import sys
+from pathlib import Path
+import infer_svc.__main__
+from infer_svc.backends.machine import Machine
+from infer_svc.build.builds import Builds
+from infer_svc.repository import load_model
+root = Path(sys.argv[1])
+load_model(root / "m", Machine(builds=Builds(root / "engines")))
+heavy = {"onnx", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "pycuda", "transformers"}
+print(sorted(heavy & sys.modules.keys()), (root / "engines").exists())
+"""
+
+
+def test_model_on_the_cpu_needs_neither_tensorrt_nor_onnx_nor_a_cache(tmp_path: Path) -> None:
+    write_model(tmp_path, "m", graphs.identity(), "max_batch_size: 8")
+    ran = subprocess.run(
+        [sys.executable, "-c", LIGHT, str(tmp_path)], capture_output=True, text=True
+    )
+    assert ran.stdout == "[] False\n", ran.stderr

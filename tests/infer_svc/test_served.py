@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infer_svc.backends import Machine
+from infer_svc.backends.machine import Machine
 from infer_svc.faults import Fault, Faults
 from infer_svc.lane import Lane
 from infer_svc.repository import Model, load_model

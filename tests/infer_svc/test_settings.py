@@ -74,3 +74,9 @@ def test_misspelt_variable_is_refused_with_those_there_are(monkeypatch: pytest.M
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         load(InferSettings).max_items = 2
+
+
+def test_names_of_models_to_preload_have_commas_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(InferSettings).preloaded == ()
+    monkeypatch.setenv("INFER_PRELOAD", "digits-detect, language,")
+    assert load(InferSettings).preloaded == ("digits-detect", "language")

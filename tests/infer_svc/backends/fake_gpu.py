@@ -288,7 +288,8 @@ class FakeApi:
         self.captures_graphs = captures_graphs
         self.lines = Lines()
         self.loaded: list[FakeEngine] = []
-        self.made = 0
+        self.made = self.compiled = 0
+        self.asked: list[tuple[str, bool]] = []
         self._max_rows = max_rows
         self._lengths = lengths
 
@@ -299,11 +300,20 @@ class FakeApi:
     def tensors(self, engine: FakeEngine) -> list[Tensor]:
         return engine.tensors
 
-    def runtime_cache(self, engine: FakeEngine) -> None:
-        return None
+    def runtime_cache(self, engine: FakeEngine, data: bytes = b"") -> list[bytes]:
+        return [data] if data else []
 
-    def context(self, engine: FakeEngine, cache: None) -> tuple[FakeExecution, object]:
+    def dump_cache(self, cache: list[bytes]) -> bytes:
+        return b"".join(cache)
+
+    def context(
+        self, engine: FakeEngine, cache: list[bytes], *, kernels: str, graphs: bool
+    ) -> tuple[FakeExecution, object]:
         self.made += 1
+        self.asked.append((kernels, graphs))
+        if not cache:
+            cache.append(b"compiled")
+            self.compiled += 1
         return FakeExecution(engine), object()
 
 

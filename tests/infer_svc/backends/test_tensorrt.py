@@ -1,29 +1,100 @@
-"""Engines against ONNX Runtime, on a GPU."""
+"""Loading of engines; and engines against ONNX Runtime, on a GPU."""
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from infer_svc.backends import tensorrt
+from infer_svc.backends.machine import Machine
 from infer_svc.backends.onnxruntime import load_onnxruntime
 from infer_svc.backends.tensorrt import load_tensorrt
-from mesh.errors import InvalidInput
+from infer_svc.build.builds import Builds
+from infer_svc.config import ModelConfig, read_config
+from mesh.errors import EngineError, InvalidInput, SettingsError
 from mesh.tensor import Tensors
+from tests.infer_svc import graphs
+from tests.infer_svc.backends.fake_gpu import FakeApi, fake_device
+from tests.infer_svc.graphs import write_model
 
 MODELS = {"digits-classify": 32, "digits-detect": 8, "language": 32}
 LENGTHS = (16, 32, 64, 128)
 
 
+@pytest.fixture
+def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that is none; TensorRT itself is the real one."""
+    gpu, _, _ = fake_device()
+    monkeypatch.setattr(tensorrt, "device", lambda _: gpu)
+
+
+def plan_folder(root: Path, plan: bytes) -> tuple[Path, ModelConfig]:
+    folder = write_model(root, "m", plan, 'backend: "tensorrt"', filename="model.plan")
+    return folder / "1/model.plan", read_config(folder)
+
+
+@pytest.mark.usefixtures("without_gpu")
+def test_plan_of_the_repository_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Loading(FakeApi):
+        is_rtx, flavour, version = True, "tensorrt_rtx", "1.5"
+
+        def load_plugins(self, paths: list[Path]) -> None:
+            assert not paths
+
+    fake: Any = Loading(4)
+    monkeypatch.setattr(tensorrt, "tensorrt_api", lambda: fake)
+    (tmp_path / "real.onnx").write_bytes(graphs.identity())
+    path, config = plan_folder(tmp_path, str(tmp_path / "real.onnx").encode())
+    engine = load_tensorrt(
+        path, config, 0, Machine(builds=Builds(tmp_path / "engines", api=lambda: fake))
+    )
+    assert [spec.name for spec in engine.outputs] == ["y"]
+    assert len(fake.loaded) == 1
+
+
+@pytest.mark.usefixtures("without_gpu")
+def test_foreign_plan_without_a_manifest_is_refused_with_what_runs_here_and_what_to_do(
+    tmp_path: Path,
+) -> None:
+    path, config = plan_folder(tmp_path, b"built elsewhere")
+    with pytest.raises(EngineError) as caught:
+        load_tensorrt(path, config, 0, Machine(builds=Builds(tmp_path / "engines")))
+    text = str(caught.value)
+    assert text.startswith(f"plan {path}: tensorrt_rtx 1.")
+    assert "cannot load a plan of 15 bytes" in text
+    assert "build it anew with this version on this kind of GPU" in text
+
+
+@pytest.mark.usefixtures("without_gpu")
+def test_plan_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    path, config = plan_folder(tmp_path, b"")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(EngineError, match=r"plan .*/model\.plan cannot be read: Is a directory"):
+        load_tensorrt(path, config, 0, Machine(builds=Builds(tmp_path / "engines")))
+
+
+def test_process_without_engines_refuses_a_model_for_tensorrt(tmp_path: Path) -> None:
+    path, config = plan_folder(tmp_path, b"")
+    with pytest.raises(SettingsError, match="model 'm' wants TensorRT, this process has no engin"):
+        load_tensorrt(path, config, 0, Machine())
+
+
 @pytest.fixture(scope="module")
-def engines(models: Path) -> Iterator[dict[str, tuple[Any, Any, Any]]]:
+def engines(
+    models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, tuple[Any, Any, Any]]]:
     """For each demo model: ONNX Runtime's context, the engine, and a context of it."""
     found = {}
-    for name, rows in MODELS.items():
+    builds = Builds(tmp_path_factory.mktemp("engines"))
+    for name in MODELS:
         path = models / name / "1/model.onnx"
-        engine = load_tensorrt(path, rows, LENGTHS)
+        config = replace(read_config(models / name), lengths=LENGTHS)
+        engine = load_tensorrt(path, config, 0, Machine(builds=builds))
         found[name] = (load_onnxruntime(path, 4).open(), engine, engine.open())
     yield found
     for _, engine, context in found.values():

@@ -1,5 +1,6 @@
 """A lane's buffers, copies and graphs, on a GPU that is none (`fake_gpu.py`)."""
 
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,9 +12,11 @@ import pytest
 
 from infer_svc.backends.cuda import Device
 from infer_svc.backends.errors import DeviceLost, OutOfMemory
+from infer_svc.backends.machine import Machine
 from infer_svc.backends.onnxruntime import load_onnxruntime
 from infer_svc.backends.tensorrt import TensorRTEngine
 from infer_svc.backends.tensorrt_context import TensorRTContext
+from infer_svc.backends.trt_api import Kernels
 from infer_svc.faults import Fault, Faults
 from infer_svc.golden import difference
 from mesh.errors import EngineError, InvalidInput
@@ -41,11 +44,17 @@ class Rig:
 
 def make(models: Path, name: str, rows: int = 8, *, captures: bool = True, fault: str = "") -> Rig:
     gpu, driver, library = fake_device()
-    api = FakeApi(rows, LENGTHS, captures_graphs=captures)
+    api: Any = FakeApi(rows, LENGTHS, captures_graphs=captures)
     injected = Faults({fault: Fault(1.0)} if fault else {})
-    plan = str(models / name / "1/model.onnx").encode()
-    made: Any = api
-    return Rig(TensorRTEngine(made, gpu, plan, injected), gpu, driver, library, api, injected)
+    engine = TensorRTEngine(api, gpu, plan_of(models, name), Machine(faults=injected))
+    return Rig(engine, gpu, driver, library, api, injected)
+
+
+def plan_of(models: Path, name: str) -> Path:
+    """Return what the fake TensorRT takes for a plan: the name of an ONNX file."""
+    plan = Path(tempfile.mkdtemp()) / "model.plan"
+    plan.write_text(str(models / name / "1/model.onnx"))
+    return plan
 
 
 def reference(models: Path, name: str, inputs: Tensors) -> Tensors:
@@ -289,3 +298,45 @@ def test_contexts_in_threads_of_their_own_do_not_mix(models: Path) -> None:
         thread.join()
     assert wrong == []
     assert rig.driver.current == 0
+
+
+def test_kernels_that_were_compiled_are_kept_for_the_next_process(
+    models: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "runtime-sm_90.cache"
+    for process in range(3):
+        gpu, _, _ = fake_device()
+        api: Any = FakeApi(8, LENGTHS)
+        engine = TensorRTEngine(api, gpu, plan_of(models, "digits-classify"), Machine(), kept)
+        contexts = [engine.open() for _ in range(2)]
+        engine.settle()
+        assert kept.read_bytes() == b"compiled"
+        assert api.compiled == (1 if process == 0 else 0)
+        for context in contexts:
+            context.close()
+        engine.close()
+    assert [path.name for path in tmp_path.iterdir()] == [kept.name]
+
+
+def test_kernels_that_cannot_be_kept_are_only_a_line_of_the_log(
+    models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpu, _, _ = fake_device()
+    api: Any = FakeApi(8, LENGTHS)
+    nowhere = tmp_path / "gone/runtime.cache"
+    engine = TensorRTEngine(api, gpu, plan_of(models, "digits-classify"), Machine(), nowhere)
+    engine.open().close()
+    engine.settle()
+    assert "kernels are not kept" in caplog.text
+
+
+@pytest.mark.parametrize(("graphs", "kernels"), [(True, "eager"), (False, "none")])
+def test_contexts_are_made_as_the_settings_say(
+    models: Path, graphs: bool, kernels: Kernels
+) -> None:
+    gpu, _, library = fake_device()
+    api: Any = FakeApi(8, LENGTHS, captures_graphs=False)
+    machine = Machine(graphs=graphs, kernels=kernels)
+    TensorRTEngine(api, gpu, plan_of(models, "digits-classify"), machine).open()
+    assert api.asked == [(kernels, graphs)]
+    assert bool(library.graphs) is graphs
