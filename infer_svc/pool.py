@@ -92,21 +92,24 @@ class LanePool:
         if not self._paused:
             self.on_free()
 
-    def retire(self, lane: Lane, reason: str, kind: str) -> None:
-        """Set a lane aside and let a spare step in; its context is made anew meanwhile.
+    def retire(self, lane: Lane, reason: str, kind: str) -> Lane | None:
+        """Set a lane aside; its context is made anew meanwhile.
 
         Args:
             lane: that was lent.
             reason: for the log.
             kind: of failure, for the count.
+
+        Returns:
+            A spare that steps in, lent as the lane was; None: there is none now.
         """
         log.warning("lane set aside", extra={"lane": lane.name, "kind": kind, "reason": reason})
         self._aside.add(lane)
+        self._keep(self._mend(lane, kind))
         spare = next((spare for spare in self._spares if spare.engine is lane.engine), None)
         if spare is not None:
             self._spares.remove(spare)
-            self.give_back(spare)
-        self._keep(self._mend(lane, kind))
+        return spare
 
     async def check(self, lane: Lane) -> str:
         """Return what is wrong with a lane that was lent, or nothing."""
@@ -182,10 +185,10 @@ class LanePool:
 
     async def _probe(self, lane: Lane, then: Callable[[Lane], None]) -> None:
         wrong = await lane.check(self._golden)
-        if wrong:
-            self.retire(lane, wrong, "probe")
-        else:
+        if not wrong:
             then(lane)
+        elif (spare := self.retire(lane, wrong, "probe")) is not None:
+            then(spare)
 
     def _keep(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

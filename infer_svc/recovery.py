@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 
 from infer_svc.backends.errors import DeviceLost, OutOfMemory
@@ -99,11 +99,6 @@ class Recovery:
 
     def settle(self, attempt: Attempt) -> None:
         """Answer the requests of a failed attempt, sooner or later; its lane is taken care of."""
-        task = asyncio.ensure_future(self._settle(attempt))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _settle(self, attempt: Attempt) -> None:
         error = attempt.error
         if isinstance(error, InvalidInput):
             self._answer(attempt)
@@ -111,15 +106,17 @@ class Recovery:
             self._lose(str(error))
         elif isinstance(error, OutOfMemory) and len(attempt.entries) > 1:
             self._pool.give_back(attempt.lane)
-            await self._halve(attempt.entries, "split")
+            self._keep(self._halve(attempt.entries, "split"))
         else:
-            self._retire(attempt, str(error))
-            await self._retry(attempt)
+            # Begun here, not by the task: under load that would come a millisecond or two later.
+            spare = self._retire(attempt, str(error))
+            begun = self._begin(attempt.entries, "retry", spare) if spare is not None else None
+            self._keep(self._retry(attempt, begun))
 
-    async def _retry(self, failed: Attempt) -> None:
+    async def _retry(self, failed: Attempt, begun: asyncio.Future[Attempt] | None) -> None:
         """Run a batch on other lanes, until one is well and still fails: then it is the batch."""
         for left in reversed(range(LANE_TRIES)):
-            attempt = await self._attempt(failed.entries, "retry")
+            attempt = await (begun or self._attempt(failed.entries, "retry"))
             if attempt is None:
                 return
             self._metrics.failed_over(attempt.result.began - failed.result.ended)
@@ -130,7 +127,10 @@ class Recovery:
                 self._pool.give_back(attempt.lane)
                 await self._isolate(attempt.entries, attempt)
                 return
-            self._retire(attempt, wrong)
+            spare = self._retire(attempt, wrong)
+            begun = None
+            if spare is not None:
+                self._pool.give_back(spare)
             if not left:  # it is this replica's fault: another one may do it
                 attempt.result.error = StageUnavailable(
                     f"{LANE_TRIES} lanes of model {self._name!r} in turn are not well: {wrong}"
@@ -174,18 +174,28 @@ class Recovery:
 
     async def _attempt(self, entries: Sequence[Entry], step: str) -> Attempt | None:
         """Run what still waits of some entries on the next free lane; None: nothing does."""
-        lane = await self._pool.wait()
+        begun = self._begin(entries, step, await self._pool.wait())
+        return await begun if begun is not None else None
+
+    def _begin(
+        self, entries: Sequence[Entry], step: str, lane: Lane
+    ) -> asyncio.Future[Attempt] | None:
+        """Run what still waits of some entries on a lane that is lent; None: nothing does."""
         alive = self._fit(entries)
         if not alive:
             self._pool.give_back(lane)
             return None
         self._metrics.climbed(step)
         batch = Batch([entry.tensors for entry in alive], [entry.rows for entry in alive])
-        result: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
-        lane.submit(batch, result.set_result)
-        attempt = Attempt(alive, batch, lane, await result, step)
-        self._note(attempt)
-        return attempt
+        done: asyncio.Future[Attempt] = asyncio.get_running_loop().create_future()
+
+        def finish(result: BatchResult) -> None:
+            attempt = Attempt(alive, batch, lane, result, step)
+            self._note(attempt)
+            done.set_result(attempt)
+
+        lane.submit(batch, finish)
+        return done
 
     def _done(self, attempt: Attempt) -> bool:
         """Tell whether an attempt needs no other, and answer it then."""
@@ -205,17 +215,18 @@ class Recovery:
     async def _return(self, attempt: Attempt) -> None:
         """Give a lane back on which a suspect failed, or set it aside if it is not well."""
         wrong = await self._pool.check(attempt.lane)
-        if wrong:
-            self._retire(attempt, wrong)
-        else:
-            self._pool.give_back(attempt.lane)
+        lane = self._retire(attempt, wrong) if wrong else attempt.lane
+        if lane is not None:
+            self._pool.give_back(lane)
 
-    def _retire(self, attempt: Attempt, reason: str) -> None:
-        self._pool.retire(attempt.lane, reason, attempt.step or "batch")
+    def _retire(self, attempt: Attempt, reason: str) -> Lane | None:
+        """Set a lane aside; return a spare that is lent in its place, or None."""
+        spare = self._pool.retire(attempt.lane, reason, attempt.step or "batch")
         self._count(failed=True)
         bad = self._failures
         if len(self._window) >= WINDOW_BATCHES and bad > WINDOW_SHARE * len(self._window):
             self._reload(f"{bad} of {len(self._window)} batches failed within {WINDOW_S:.0f} s")
+        return spare
 
     def _count(self, *, failed: bool) -> None:
         now = time.monotonic()
@@ -233,9 +244,7 @@ class Recovery:
             )
             return
         self._reloading = True
-        task = asyncio.ensure_future(self._do_reload(reason))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._keep(self._do_reload(reason))
 
     async def _do_reload(self, reason: str) -> None:
         log.error("engine loaded anew", extra={"model": self._name, "reason": reason})
@@ -253,6 +262,11 @@ class Recovery:
             self._lose(f"the engine of {self._name!r} cannot be loaded anew: {wrong}")
             return
         self._serving(True)
+
+    def _keep(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _lose(self, reason: str) -> None:
         self._metrics.climbed("lost")

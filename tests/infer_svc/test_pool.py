@@ -31,6 +31,12 @@ class Rig:
         self.broken: list[str] = []
         self.pool.on_broken = self.broken.append
 
+    def retire(self, lane: Lane) -> None:
+        """Set a lane aside, and let a spare go to work in its place."""
+        spare = self.pool.retire(lane, "broken", "batch")
+        if spare is not None:
+            self.pool.give_back(spare)
+
     def context(self, lane: Lane):  # type: ignore[no-untyped-def]
         return lane._context
 
@@ -86,14 +92,14 @@ async def test_spare_of_the_same_engine_steps_in_at_once(rig: Rig) -> None:
         context = rig.context(lane)
         context.fail_rebuild = lambda: EngineError("held")
     for lane in (rig.lanes[3], rig.lanes[0]):
-        rig.pool.retire(lane, "broken", "batch")
-        assert rig.pool.take() is rig.spares[rig.lanes.index(lane) // 2]
+        spare = rig.pool.retire(lane, "broken", "batch")
+        assert spare is rig.spares[rig.lanes.index(lane) // 2]
     assert not rig.pool.has_idle
 
 
 async def test_mended_lane_becomes_the_spare(rig: Rig) -> None:
     lane = rig.pool.take()
-    rig.pool.retire(lane, "broken", "batch")
+    rig.retire(lane)
     assert not rig.pool.is_whole
     await eventually(lambda: rig.pool.is_whole)
     assert rig.context(lane).rebuilt == 1
@@ -120,7 +126,7 @@ async def test_context_that_does_not_work_is_made_again_until_the_engine_is_to_b
     lane = rig.pool.take()
     context = rig.context(lane)
     context.wrong = True
-    rig.pool.retire(lane, "broken", "batch")
+    rig.retire(lane)
     await eventually(lambda: bool(rig.broken))
     assert context.rebuilt == FRESH_FAILURES
     assert len(rig.broken) == 1
@@ -132,7 +138,7 @@ async def test_context_that_works_after_two_failures_is_taken(rig: Rig) -> None:
     context = rig.context(lane)
     errors = [EngineError("no"), EngineError("no"), None]
     context.fail_rebuild = lambda: errors.pop(0)
-    rig.pool.retire(lane, "broken", "batch")
+    rig.retire(lane)
     await eventually(lambda: rig.pool.is_whole)
     assert rig.broken == []
     assert context.rebuilt == 3
@@ -156,7 +162,7 @@ async def test_reload_waits_for_running_work_and_opens_every_lane_anew(rig: Rig)
 async def test_reload_brings_lanes_back_that_were_set_aside(rig: Rig) -> None:
     lane = rig.pool.take()
     rig.context(lane).wrong = True
-    rig.pool.retire(lane, "broken", "batch")
+    rig.retire(lane)
     await eventually(lambda: bool(rig.broken))
     assert await rig.pool.reload() == ""
     assert rig.pool.is_whole
