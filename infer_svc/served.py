@@ -2,14 +2,17 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from infer_svc.backends import Engine
+from infer_svc.backends.errors import DeviceLost
 from infer_svc.batcher import Batcher
 from infer_svc.ensemble import Ensemble
 from infer_svc.golden import Golden
-from infer_svc.lane import Batch, Lane
+from infer_svc.lane import Lane
 from infer_svc.metrics import ModelMetrics
 from infer_svc.pool import LanePool
 from infer_svc.repository import Model, warmup_inputs
@@ -18,8 +21,10 @@ from mesh.tensor import Tensors, check_tensors
 
 log = logging.getLogger(__name__)
 
-OPEN_TRIES = 3
-"""A context that could not be opened may be opened the next time."""
+TRIES = 3
+"""What a GPU refused once at the start may go well the next time."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,8 @@ def open_lanes(
     try:
         for index, placement in enumerate(model.placements):
             for _ in range(placement.lanes):
-                lanes.append(_open_lane(f"{name}-{len(lanes)}", placement.engine, loop))
-            spares.append(_open_lane(f"{name}-spare-{index}", placement.engine, loop))
+                lanes.append(_open(f"{name}-{len(lanes)}", placement.engine, loop))
+            spares.append(_open(f"{name}-spare-{index}", placement.engine, loop))
         golden = _warm_up(model, (*lanes, *spares))
         for placement in model.placements:
             placement.engine.settle()
@@ -84,13 +89,8 @@ def rows_of(tensors: Tensors, max_rows: int, name: str) -> int:
     return rows
 
 
-def _open_lane(name: str, engine: Engine, loop: asyncio.AbstractEventLoop) -> Lane:
-    for _ in range(OPEN_TRIES - 1):
-        try:
-            return Lane(name, engine, loop)
-        except EngineError as err:
-            log.warning("no context", extra={"lane": name, "error": str(err)})
-    return Lane(name, engine, loop)
+def _open(name: str, engine: Engine, loop: asyncio.AbstractEventLoop) -> Lane:
+    return _patiently(lambda: Lane(name, engine, loop))
 
 
 def _warm_up(model: Model, lanes: Iterable[Lane]) -> Golden | None:
@@ -99,11 +99,25 @@ def _warm_up(model: Model, lanes: Iterable[Lane]) -> Golden | None:
     golden = None
     for tensors, count in warmup_inputs(model):
         check_tensors(tensors, model.config.inputs)
-        rows = rows_of(tensors, model.config.max_rows, name)
+        rows_of(tensors, model.config.max_rows, name)
         for lane in lanes:
-            for _ in range(count):
-                error = lane.run(Batch([tensors], [rows])).error
-                if error is not None:
-                    raise EngineError(f"a warm-up of model {name!r} failed: {error}") from error
-            golden = golden or Golden.record(tensors, lane.answer)
+            try:
+                for _ in range(count):
+                    _patiently(partial(lane.answer, tensors))
+                golden = golden or _patiently(partial(Golden.record, tensors, lane.answer))
+            except DeviceLost:
+                raise
+            except Exception as err:
+                raise EngineError(f"a warm-up of model {name!r} failed: {err}") from err
     return golden
+
+
+def _patiently(work: Callable[[], T]) -> T:
+    for _ in range(TRIES - 1):
+        try:
+            return work()
+        except DeviceLost:
+            raise
+        except EngineError as err:
+            log.warning("tried again", extra={"error": str(err)})
+    return work()

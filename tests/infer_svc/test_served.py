@@ -11,7 +11,7 @@ from infer_svc.backends.machine import Machine
 from infer_svc.faults import Fault, Faults
 from infer_svc.lane import Lane
 from infer_svc.repository import Model, load_model
-from infer_svc.served import OPEN_TRIES, open_lanes, rows_of
+from infer_svc.served import TRIES, open_lanes, rows_of
 from mesh.errors import EngineError, InvalidInput
 from tests.infer_svc import graphs
 from tests.infer_svc.graphs import write_model
@@ -69,7 +69,7 @@ async def test_model_without_a_warm_up_has_no_known_batch(tmp_path: Path) -> Non
 
 
 async def test_context_that_cannot_be_made_at_first_is_made_the_next_time(tmp_path: Path) -> None:
-    made = model(tmp_path, OPEN_TRIES - 1)
+    made = model(tmp_path, TRIES - 1)
     lanes, spares, _ = open_lanes(made, asyncio.get_running_loop())
     assert len(lanes) == 2
     close([*lanes, *spares])
