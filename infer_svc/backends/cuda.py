@@ -5,7 +5,7 @@ while a lane is opened or closed, never while it serves.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -111,14 +111,17 @@ class Device:
                 self.library.unregister(begin)
                 self.count(pinned_bytes=begin - end)
 
-    def is_registered(self, array: Array) -> bool:
-        """Tell whether the GPU can read an array where it is."""
-        if not self._registered or not array.flags.c_contiguous:
-            return False
-        begin = address_of(array)
-        return any(
-            first <= begin and begin + array.nbytes <= last for first, last in self._registered
-        )
+    def addresses(self, arrays: Sequence[Array]) -> list[int]:
+        """Return where arrays begin, if the GPU can read every one where it is; else nothing."""
+        found: list[int] = []
+        for array in arrays if self._registered else ():
+            begin = address_of(array)
+            end = begin + array.nbytes
+            inside = any(first <= begin and end <= last for first, last in self._registered)
+            if not inside or not array.flags.c_contiguous:
+                return []
+            found.append(begin)
+        return found
 
 
 def address_of(array: Array) -> int:
@@ -209,6 +212,22 @@ class Buffer:
         self._device.free()
         size = self.host.nbytes
         self._gpu.count(pinned_bytes=-size, device_bytes=-size, frees=2)
+
+
+class Block:
+    """Memory on the GPU. Needs a current context."""
+
+    def __init__(self, gpu: Device, size: int) -> None:
+        self._gpu = gpu
+        self.size = max(size, 256)
+        self._device = gpu.driver.mem_alloc(self.size)
+        self.address = int(self._device)
+        gpu.count(device_bytes=self.size, allocations=1)
+
+    def free(self) -> None:
+        """Give it back."""
+        self._device.free()
+        self._gpu.count(device_bytes=-self.size, frees=1)
 
 
 class Stream:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from infer_svc.backends.batch import RunTimes
-from infer_svc.backends.cuda import Buffer, Device, Stream, address_of
+from infer_svc.backends.cuda import Block, Buffer, Device, Stream
 from infer_svc.backends.errors import DeviceLost
 from infer_svc.backends.libcuda import STICKY
 from infer_svc.backends.machine import Machine
@@ -68,6 +68,7 @@ class TensorRTContext:
         self._graphs: dict[RunKey, int] = {}
         self._made: dict[RunKey, ShapeOf] = {}
         self._buffers: dict[str, Buffer] = {}
+        self._block: Block | None = None
         self._stream = Stream(gpu.driver)
         self._open()
 
@@ -105,13 +106,20 @@ class TensorRTContext:
             for buffer in self._buffers.values():
                 buffer.free()
             self._buffers.clear()
+            if self._block is not None:
+                self._block.free()
+                self._block = None
 
     def _open(self) -> None:
+        # Contexts of one lane never run at the same time: one block of memory is enough for all.
+        if len(self._limits) > 1 and self._block is None:
+            self._block = Block(self._gpu, self._api.memory_bytes(self._engine))
         for index in range(len(self._limits)):
             self._faults.at("context")
             context, config = self._api.context(
-                self._engine, self._cache, kernels=self._kernels, graphs=self._graphs_wanted
-            )
+                self._engine, self._cache, kernels=self._kernels, graphs=self._graphs_wanted,
+                memory=(self._block.address, self._block.size) if self._block else None,
+            )  # fmt: skip
             self._gpu.count(contexts=1)
             self._contexts.append((context, config))
             if index and not context.set_optimization_profile_async(index, self._stream.handle):
@@ -170,10 +178,10 @@ class TensorRTContext:
         """Queue the copy of an input; rows that the GPU can read where they are, from there."""
         buffer, gpu, stream = self._buffers[name], self._gpu, self._stream.handle
         whole = arrays[0].shape[1:] == shape[1:]
-        if whole and all(gpu.is_registered(array) for array in arrays):
+        if whole and (addresses := gpu.addresses(arrays)):
             at = buffer.address
-            for array in arrays:
-                gpu.library.to_device(at, address_of(array), array.nbytes, stream)
+            for address, array in zip(addresses, arrays, strict=True):
+                gpu.library.to_device(at, address, array.nbytes, stream)
                 at += array.nbytes
             return
         view = buffer.view(shape)

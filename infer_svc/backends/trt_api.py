@@ -240,7 +240,13 @@ class Api:
             return b"" if data is None else bytes(data)
 
     def context(
-        self, engine: Any, cache: Any, *, kernels: Kernels = "eager", graphs: bool = True
+        self,
+        engine: Any,
+        cache: Any,
+        *,
+        kernels: Kernels = "eager",
+        graphs: bool = True,
+        memory: tuple[int, int] | None = None,
     ) -> tuple[Any, Any]:
         """Return a new execution context and its config, which must live as long.
 
@@ -249,12 +255,19 @@ class Api:
             cache: as `runtime_cache` returned it.
             kernels: when kernels are compiled, where they are at run time.
             graphs: whether runs become CUDA graphs, where TensorRT does that itself.
+            memory: address and bytes on the GPU that the context works in, at least as many as
+                `memory_bytes` tells; contexts that never run at the same time may share it. None:
+                it gets its own.
 
         Raises:
             EngineError: there is no memory for it, or the GPU fails.
         """
         trt = self.trt
         config = engine.create_runtime_config()
+        if memory is not None:
+            config.set_execution_context_allocation_strategy(
+                trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            )
         if hasattr(config, "cuda_graph_strategy"):
             if cache is not None:
                 config.set_runtime_cache(cache)
@@ -268,6 +281,8 @@ class Api:
             context = engine.create_execution_context(config)
             if context is None:
                 raise EngineError(f"no execution context: {self.lines.text()}")
+            if memory is not None:
+                context.set_device_memory(*memory)
             return context, config
 
     @contextmanager

@@ -143,25 +143,25 @@ class FakeLibcuda:
         return self._copy("to_host", target, source, size, stream)
 
     def cuMemHostRegister_v2(self, address: Any, size: Any, flags: int) -> int:
-        if address.value in self.pinned:
+        if address in self.pinned:
             return 712
-        self.pinned[address.value] = size.value
+        self.pinned[address] = size
         return 0
 
     def cuMemHostUnregister(self, address: Any) -> int:
-        return 0 if self.pinned.pop(address.value, 0) else 713
+        return 0 if self.pinned.pop(address, 0) else 713
 
     def cuStreamSynchronize(self, stream: Any) -> int:
         if not self.state:
-            FakeStream.by_handle[stream.value].drain()
+            FakeStream.by_handle[stream].drain()
         return self.state
 
     def cuStreamBeginCapture_v2(self, stream: Any, mode: int) -> int:
-        FakeStream.by_handle[stream.value].capture = []
+        FakeStream.by_handle[stream].capture = []
         return 0
 
     def cuStreamEndCapture(self, stream: Any, graph: Any) -> int:
-        captured = FakeStream.by_handle[stream.value]
+        captured = FakeStream.by_handle[stream]
         number = len(self.graphs) + 1
         self.graphs[number] = captured.capture or []
         captured.capture = None
@@ -181,8 +181,8 @@ class FakeLibcuda:
 
     def cuGraphLaunch(self, graph: Any, stream: Any) -> int:
         self.calls["launch"] += 1
-        for op in self.graphs[graph.value]:
-            FakeStream.by_handle[stream.value].put(op)
+        for op in self.graphs[graph]:
+            FakeStream.by_handle[stream].put(op)
         return 0
 
     def cuGetErrorName(self, code: int, name: Any) -> int:
@@ -194,9 +194,9 @@ class FakeLibcuda:
         if not self.state:
 
             def move() -> None:
-                ctypes.memmove(target.value, source.value, size.value)
+                ctypes.memmove(target, source, size)
 
-            FakeStream.by_handle[stream.value].put(move)
+            FakeStream.by_handle[stream].put(move)
         return self.state
 
 
@@ -290,6 +290,7 @@ class FakeApi:
         self.loaded: list[FakeEngine] = []
         self.made = self.compiled = 0
         self.asked: list[tuple[str, bool]] = []
+        self.memory: list[tuple[int, int] | None] = []
         self._max_rows = max_rows
         self._lengths = lengths
 
@@ -303,14 +304,24 @@ class FakeApi:
     def runtime_cache(self, engine: FakeEngine, data: bytes = b"") -> list[bytes]:
         return [data] if data else []
 
+    def memory_bytes(self, engine: FakeEngine) -> int:
+        return 4096
+
     def dump_cache(self, cache: list[bytes]) -> bytes:
         return b"".join(cache)
 
     def context(
-        self, engine: FakeEngine, cache: list[bytes], *, kernels: str, graphs: bool
+        self,
+        engine: FakeEngine,
+        cache: list[bytes],
+        *,
+        kernels: str,
+        graphs: bool,
+        memory: tuple[int, int] | None,
     ) -> tuple[FakeExecution, object]:
         self.made += 1
         self.asked.append((kernels, graphs))
+        self.memory.append(memory)
         if not cache:
             cache.append(b"compiled")
             self.compiled += 1

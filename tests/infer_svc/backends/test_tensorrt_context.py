@@ -340,3 +340,23 @@ def test_contexts_are_made_as_the_settings_say(
     TensorRTEngine(api, gpu, plan_of(models, "digits-classify"), machine).open()
     assert api.asked == [(kernels, graphs)]
     assert bool(library.graphs) is graphs
+
+
+def test_contexts_of_one_lane_share_a_block_of_memory_and_lanes_do_not(models: Path) -> None:
+    rig = make(models, "language")
+    first, second = rig.open(), rig.open()
+    assert [size for _, size in filter(None, rig.api.memory)] == [4096] * 2 * len(LENGTHS)
+    blocks = [address for address, _ in filter(None, rig.api.memory)]
+    assert len(set(blocks[: len(LENGTHS)])) == len(set(blocks[len(LENGTHS) :])) == 1
+    assert len(set(blocks)) == 2
+    first.rebuild()
+    assert (blocks[0], 4096) == rig.api.memory[-1]
+    first.close()
+    second.close()
+    assert rig.gpu.usage.device_bytes == 0
+
+
+def test_context_that_is_alone_in_its_lane_has_memory_of_its_own(models: Path) -> None:
+    rig = make(models, "digits-classify")
+    rig.open()
+    assert rig.api.memory == [None]
