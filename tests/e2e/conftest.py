@@ -47,7 +47,13 @@ class Mesh:
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
 
 
-def start_mesh(log: Path, *options: str, models: Path = ROOT / "models", **env: str) -> Mesh:
+def start_mesh(
+    log: Path,
+    *options: str,
+    models: Path = ROOT / "models",
+    limit_s: float = 60,
+    **env: str,
+) -> Mesh:
     """Start a mesh and wait until it is SERVING."""
     gateway, metrics_port = f"127.0.0.1:{free_port()}", free_port()
     command = [sys.executable, "-m", "mesh.cli", "up", "--bind", gateway]
@@ -57,7 +63,7 @@ def start_mesh(log: Path, *options: str, models: Path = ROOT / "models", **env: 
             env={**os.environ, "GATEWAY_METRICS_PORT": str(metrics_port), **env},
             stderr=file, cwd=ROOT,
         )  # fmt: skip
-    end = time.monotonic() + 60
+    end = time.monotonic() + limit_s
     while True:
         try:
             with grpc.insecure_channel(gateway) as channel:

@@ -4,6 +4,7 @@ They run in ONNX Runtime on the CPU, with the FP16 rounding of a GPU (`infer_svc
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,13 +13,16 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from infer_svc.backends.machine import Machine
 from infer_svc.backends.shapes import profiles_of
-from infer_svc.backends.tensorrt import onnx_inputs
+from infer_svc.backends.tensorrt import load_tensorrt, onnx_inputs
 from infer_svc.backends.trt_api import load_api
 from infer_svc.build import graph
+from infer_svc.build.builds import Builds
 from infer_svc.build.precision import Converted, convert
 from infer_svc.build.recipe import Recipe
 from infer_svc.build.rehearsal import rehearsed
+from infer_svc.config import read_config
 from mesh.errors import SettingsError
 
 NAMES = ("digits-classify", "digits-detect", "language")
@@ -169,3 +173,36 @@ def test_rtx_builds_int8_of_matrices_and_is_not_asked_for_convolutions(
 
 def _top(evaluate: ModuleType, model: ort.InferenceSession, pixels: Any) -> Any:
     return evaluate.logits(model, pixels).argmax(1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["digits-classify", "language"])
+def test_fp16_on_the_gpu_names_what_fp32_names(
+    name: str, models: Path, script: Script, tmp_path: Path
+) -> None:
+    evaluate = script(name, "evaluate")
+    machine = Machine(builds=Builds(tmp_path))
+    named = []
+    for precision in ("fp32", "fp16"):
+        config = replace(read_config(models / name), recipe=Recipe(precision, tf32=False))
+        engine = load_tensorrt(models / name / "1/model.onnx", config, 0, machine)
+        context = engine.open()
+        if name == "language":
+            tokens = evaluate.tokenizer()
+            texts = sorted((text for text, _ in evaluate.data.split()[1]), key=len)
+            batches = [
+                dict(tokens(texts[at : at + 32], padding=True, truncation=True, max_length=128,
+                            return_tensors="np"))
+                for at in range(0, len(texts), 32)
+            ]  # fmt: skip
+        else:
+            pixels = evaluate.data.held_out_distorted()[0]
+            batches = [{"pixels": pixels[at : at + 32]} for at in range(0, len(pixels), 32)]
+        names = [spec.name for spec in engine.inputs]
+        outputs = [context.run([{key: one[key] for key in names}])["logits"] for one in batches]
+        named.append(np.concatenate([logits.argmax(1) for logits in outputs]))
+        context.close()
+        engine.close()
+    agreement = float((named[0] == named[1]).mean())
+    print(f"{name}: FP16 agrees with FP32 on {agreement:.4f} of {len(named[0])}")
+    assert agreement >= 0.995
