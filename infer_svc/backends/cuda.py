@@ -68,9 +68,10 @@ class Device:
         self._context.push()
         try:
             yield
-        except (self.driver.Error, MemoryError) as err:
-            kind = OutOfMemory if isinstance(err, MemoryError) else EngineError
-            raise kind(f"the GPU failed: {err}") from err
+        except (self.driver.MemoryError, MemoryError) as err:  # PyCUDA's is none of Python's
+            raise OutOfMemory(f"the GPU has no memory: {err}") from err
+        except self.driver.Error as err:
+            raise EngineError(f"the GPU failed: {err}") from err
         finally:
             # A thread that ends with a context on its stack would end the process.
             self._context.pop()

@@ -70,7 +70,11 @@ class TensorRTContext:
         self._buffers: dict[str, Buffer] = {}
         self._block: Block | None = None
         self._stream = Stream(gpu.driver)
-        self._open()
+        try:
+            self._open()
+        except BaseException:
+            self._free()
+            raise
 
     def run(self, parts: Sequence[Tensors]) -> Tensors:
         """Run one batch; contract as in `infer_svc.backends.Context`.
@@ -101,14 +105,17 @@ class TensorRTContext:
     def close(self) -> None:
         """Free the memory of the GPU; call it when nothing runs."""
         with self._lock, self._gpu.current():
-            self._end_contexts()
-            self._engine = self._cache = None
-            for buffer in self._buffers.values():
-                buffer.free()
-            self._buffers.clear()
-            if self._block is not None:
-                self._block.free()
-                self._block = None
+            self._free()
+
+    def _free(self) -> None:
+        self._end_contexts()
+        self._engine = self._cache = None
+        for buffer in self._buffers.values():
+            buffer.free()
+        self._buffers.clear()
+        if self._block is not None:
+            self._block.free()
+            self._block = None
 
     def _open(self) -> None:
         # Contexts of one lane never run at the same time: one block of memory is enough for all.

@@ -89,12 +89,13 @@ class FakeDriver:
     event_flags = SimpleNamespace(BLOCKING_SYNC=1, DISABLE_TIMING=2)
     host_alloc_flags = SimpleNamespace(PORTABLE=1)
     Error = type("Error", (Exception,), {})
+    MemoryError = type("MemoryError", (Error,), {})  # as PyCUDA's, none of Python's
     Event = FakeEvent
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
-        self.depth = 0
         self.current = 0
+        self.room = 1 << 40
 
     def Device(self, index: int) -> Any:
         if index:
@@ -113,6 +114,8 @@ class FakeDriver:
         return np.empty(elements, dtype)
 
     def mem_alloc(self, size: int) -> FakeAllocation:
+        if size > self.room:
+            raise self.MemoryError("cuMemAlloc failed: out of memory")
         self.calls["mem_alloc"] += 1
         return FakeAllocation(self, size)
 

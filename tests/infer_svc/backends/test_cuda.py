@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from infer_svc.backends.cuda import Buffer, Device, Stream, device, load_driver
+from infer_svc.backends.errors import OutOfMemory
 from infer_svc.backends.libcuda import Library
 from mesh.errors import EngineError, SettingsError
+from tests.infer_svc.backends.fake_gpu import fake_device
 
 
 def test_without_pycuda_the_fix_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +45,7 @@ def test_what_is_uploaded_comes_back() -> None:
 @pytest.mark.gpu
 def test_error_of_the_driver_is_an_engine_error_and_the_thread_goes_on() -> None:
     gpu = device(0)
-    with pytest.raises(EngineError, match="the GPU failed"), gpu.current():
+    with pytest.raises(OutOfMemory, match="the GPU has no memory"), gpu.current():
         gpu.driver.mem_alloc(2**50)
     with gpu.current():
         gpu.driver.mem_alloc(1024).free()
@@ -67,3 +69,14 @@ def test_threads_share_the_context_and_leave_none_behind() -> None:
     for thread in threads:
         thread.join()
     assert not failed
+
+
+def test_memory_that_there_is_not_is_told_from_other_failures() -> None:
+    gpu, driver, _ = fake_device()
+    driver.room = 10
+    with pytest.raises(OutOfMemory), gpu.current():
+        driver.mem_alloc(11)
+    with pytest.raises(EngineError) as caught, gpu.current():
+        raise driver.Error("cuEventRecord failed")
+    assert type(caught.value) is EngineError
+    assert driver.current == 0

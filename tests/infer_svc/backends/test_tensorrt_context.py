@@ -360,3 +360,45 @@ def test_context_that_is_alone_in_its_lane_has_memory_of_its_own(models: Path) -
     rig = make(models, "digits-classify")
     rig.open()
     assert rig.api.memory == [None]
+
+
+@pytest.mark.parametrize("contexts", [0, 1, 2], ids=lambda n: f"after_{n}")
+def test_lane_that_cannot_be_opened_leaves_nothing_behind(models: Path, contexts: int) -> None:
+    rig = make(models, "language")
+    left = [contexts]
+
+    def fail(*args: Any, **options: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise EngineError("no more contexts")
+        return FakeApi.context(rig.api, *args, **options)
+
+    vars(rig.api)["context"] = fail
+    with pytest.raises(EngineError, match="no more contexts"):
+        rig.open()
+    usage = rig.gpu.usage
+    assert (usage.contexts, usage.pinned_bytes, usage.device_bytes) == (0, 0, 0)
+    del vars(rig.api)["context"]
+    rig.open().close()
+    assert usage.contexts == 0
+
+
+def test_rebuilding_that_fails_in_the_middle_can_be_done_again(models: Path) -> None:
+    rig = make(models, "language")
+    context = rig.open()
+    usage = replace(rig.gpu.usage)
+    made = rig.api.made
+
+    def fail(*args: Any, **options: Any) -> Any:
+        if rig.api.made >= made + 2:
+            raise EngineError("no more contexts")
+        return FakeApi.context(rig.api, *args, **options)
+
+    vars(rig.api)["context"] = fail
+    with pytest.raises(EngineError, match="no more contexts"):
+        context.rebuild()
+    del vars(rig.api)["context"]
+    context.rebuild()
+    assert rig.gpu.usage == usage
+    inputs = batch("language", 2, 16)
+    same(context.run([inputs]), reference(models, "language", inputs))
