@@ -69,7 +69,9 @@ class Device:
         try:
             yield
         except (self.driver.Error, MemoryError) as err:
-            kind = OutOfMemory if isinstance(err, MemoryError) else EngineError
+            # PyCUDA's MemoryError is none of Python's.
+            no_memory = isinstance(err, (MemoryError, self.driver.MemoryError))
+            kind = OutOfMemory if no_memory else EngineError
             raise kind(f"the GPU failed: {err}") from err
         finally:
             # A thread that ends with a context on its stack would end the process.

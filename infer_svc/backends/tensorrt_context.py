@@ -68,8 +68,15 @@ class TensorRTContext:
         self._graphs: dict[RunKey, int] = {}
         self._made: dict[RunKey, ShapeOf] = {}
         self._buffers: dict[str, Buffer] = {}
-        self._stream = Stream(gpu.driver)
-        self._open()
+        self._stream: Any = Stream(gpu.driver)
+        try:
+            with gpu.current():
+                self._open()
+        except EngineError as err:
+            self._probe(err)
+            if not isinstance(err, DeviceLost):
+                self._free()
+            raise
 
     def run(self, parts: Sequence[Tensors]) -> Tensors:
         """Run one batch; contract as in `infer_svc.backends.Context`.
@@ -92,19 +99,28 @@ class TensorRTContext:
 
         Raises:
             EngineError: it cannot be done.
+            DeviceLost: as `run`.
         """
-        with self._lock, self._gpu.current():
-            self._end_contexts()
-            self._open()
+        try:
+            with self._lock, self._gpu.current():
+                self._end_contexts()
+                self._open()
+        except EngineError as err:
+            self._probe(err)
+            raise
 
     def close(self) -> None:
         """Free the memory of the GPU; call it when nothing runs."""
         with self._lock, self._gpu.current():
-            self._end_contexts()
-            self._engine = self._cache = None
-            for buffer in self._buffers.values():
-                buffer.free()
-            self._buffers.clear()
+            self._free()
+
+    def _free(self) -> None:
+        self._end_contexts()
+        self._engine = self._cache = None
+        # No reference may stay: PyCUDA ends its objects only where the context is current.
+        while self._buffers:
+            self._buffers.popitem()[1].free()
+        self._stream = None
 
     def _open(self) -> None:
         for index in range(len(self._limits)):

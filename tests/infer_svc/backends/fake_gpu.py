@@ -7,6 +7,7 @@ early gives wrong answers here as well; engines are run by ONNX Runtime.
 import ctypes
 import itertools
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,9 @@ class FakeStream:
     """Operations in order; also what a capture records."""
 
     handles = itertools.count(1)
-    by_handle: ClassVar[dict[int, "FakeStream"]] = {}
+    by_handle: ClassVar["weakref.WeakValueDictionary[int, FakeStream]"] = (
+        weakref.WeakValueDictionary()
+    )
 
     def __init__(self, flags: int = 0) -> None:
         assert flags == 1, "TensorRT waits for the whole GPU after a run on another kind of stream"
@@ -89,11 +92,14 @@ class FakeDriver:
     event_flags = SimpleNamespace(BLOCKING_SYNC=1, DISABLE_TIMING=2)
     host_alloc_flags = SimpleNamespace(PORTABLE=1)
     Error = type("Error", (Exception,), {})
-    Event = FakeEvent
+    MemoryError = type("MemoryError", (Error,), {})  # PyCUDA's is none of Python's either
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
-        self.depth = 0
+        self.alive: Counter[str] = Counter()
+        """Objects that exist, by kind."""
+        self.leaked: list[str] = []
+        """Kinds of objects that ended while the context was not current: PyCUDA frees none."""
         self.current = 0
 
     def Device(self, index: int) -> Any:
@@ -106,11 +112,14 @@ class FakeDriver:
 
     def Stream(self, flags: int) -> FakeStream:
         self.calls["stream"] += 1
-        return FakeStream(flags)
+        return self._watched("stream", FakeStream(flags))
+
+    def Event(self, flags: int) -> FakeEvent:
+        return self._watched("event", FakeEvent(flags))
 
     def pagelocked_empty(self, elements: int, dtype: Any, mem_flags: int) -> Any:
         self.calls["pagelocked_empty"] += 1
-        return np.empty(elements, dtype)
+        return self._watched("pinned", np.empty(elements, dtype))
 
     def mem_alloc(self, size: int) -> FakeAllocation:
         self.calls["mem_alloc"] += 1
@@ -118,6 +127,17 @@ class FakeDriver:
 
     def mem_get_info(self) -> tuple[int, int]:
         return 1 << 30, 1 << 32
+
+    def _watched(self, kind: str, made: Any) -> Any:
+        self.alive[kind] += 1
+
+        def end() -> None:
+            self.alive[kind] -= 1
+            if not self.current:
+                self.leaked.append(kind)
+
+        weakref.finalize(made, end).atexit = False
+        return made
 
     def _push(self) -> None:
         self.current += 1

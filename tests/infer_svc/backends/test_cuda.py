@@ -7,14 +7,26 @@ import numpy as np
 import pytest
 
 from infer_svc.backends.cuda import Buffer, Device, Stream, device, load_driver
+from infer_svc.backends.errors import OutOfMemory
 from infer_svc.backends.libcuda import Library
 from mesh.errors import EngineError, SettingsError
+from tests.infer_svc.backends.fake_gpu import fake_device
 
 
 def test_without_pycuda_the_fix_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycuda", None)
     with pytest.raises(SettingsError, match=r"no PyCUDA: .*; install trtmesh\[tensorrt\]"):
         load_driver()
+
+
+def test_memory_that_is_used_up_is_told_from_other_errors_of_the_driver() -> None:
+    gpu, driver, _ = fake_device()
+    for error in (MemoryError("Python's"), driver.MemoryError("PyCUDA's")):
+        with pytest.raises(OutOfMemory, match=str(error)), gpu.current():
+            raise error
+    with pytest.raises(EngineError) as caught, gpu.current():
+        raise driver.Error("another")
+    assert type(caught.value) is EngineError
 
 
 @pytest.mark.gpu
