@@ -29,6 +29,8 @@ RELOAD_AGAIN_S = 60.0
 """An engine that fails so soon after it was loaded anew does not help any more."""
 ALONE_TRIES = 3
 """Runs of a single request, each on a lane that is well, before it is held to blame."""
+RELOAD_LIMIT_S = 900.0
+"""Longest time for that, the work included that runs before."""
 LANE_TRIES = 4
 """Lanes on which a batch may fail that turn out to be at fault themselves."""
 
@@ -91,6 +93,7 @@ class Recovery:
         self._reloading = False
         self._tasks: set[asyncio.Task[None]] = set()
         pool.on_broken = self._reload
+        pool.on_lost = self._lose
 
     def worked(self) -> None:
         """Count a batch that did not fail."""
@@ -104,6 +107,12 @@ class Recovery:
         task.add_done_callback(self._tasks.discard)
 
     async def _settle(self, attempt: Attempt) -> None:
+        try:
+            await self._climb(attempt)
+        except DeviceLost as err:  # as the check of a lane found out
+            self._lose(str(err))
+
+    async def _climb(self, attempt: Attempt) -> None:
         error = attempt.error
         if isinstance(error, InvalidInput):
             self._answer(attempt)
@@ -132,9 +141,7 @@ class Recovery:
                 return
             self._retire(attempt, wrong)
             if not left:  # it is this replica's fault: another one may do it
-                attempt.result.error = StageUnavailable(
-                    f"{LANE_TRIES} lanes of model {self._name!r} in turn are not well: {wrong}"
-                )
+                attempt.result.error = self._unwell(wrong)
                 self._finish(attempt)
             failed = attempt
 
@@ -143,12 +150,20 @@ class Recovery:
         if len(entries) > 1:
             await self._halve(entries, "bisect")
             return
-        for _ in range(ALONE_TRIES):
+        well = 0
+        for _ in range(ALONE_TRIES + LANE_TRIES):
             attempt = await self._attempt(entries, "alone")
             if attempt is None or self._done(attempt):
                 return
-            await self._return(attempt)
+            well += await self._return(attempt)
             failed = attempt
+            if well == ALONE_TRIES:
+                self._blame(failed)
+                return
+        failed.result.error = self._unwell(str(failed.error))
+        self._finish(failed)
+
+    def _blame(self, failed: Attempt) -> None:
         self._metrics.climbed("blamed")
         error = failed.error
         fields = {"model": self._name, "error": repr(error)}
@@ -202,13 +217,20 @@ class Recovery:
         self._pool.give_back(attempt.lane)
         self._finish(attempt)
 
-    async def _return(self, attempt: Attempt) -> None:
-        """Give a lane back on which a suspect failed, or set it aside if it is not well."""
+    async def _return(self, attempt: Attempt) -> bool:
+        """Give a lane back on which a suspect failed, or set it aside; tell whether it is well."""
         wrong = await self._pool.check(attempt.lane)
         if wrong:
             self._retire(attempt, wrong)
         else:
             self._pool.give_back(attempt.lane)
+        return not wrong
+
+    def _unwell(self, reason: str) -> StageUnavailable:
+        return StageUnavailable(
+            f"{LANE_TRIES} lanes of model {self._name!r} are not well, another replica may do it: "
+            f"{reason}"
+        )
 
     def _retire(self, attempt: Attempt, reason: str) -> None:
         self._pool.retire(attempt.lane, reason, attempt.step or "batch")
@@ -242,7 +264,8 @@ class Recovery:
         self._metrics.climbed("reload")
         self._serving(False)
         try:
-            wrong = await self._pool.reload()
+            async with asyncio.timeout(RELOAD_LIMIT_S):
+                wrong = await self._pool.reload()
         except Exception as err:  # noqa: BLE001 whatever it is, only a new process helps
             wrong = f"{type(err).__name__}: {err}"
         self._reloaded = time.monotonic()

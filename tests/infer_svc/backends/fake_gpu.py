@@ -110,11 +110,11 @@ class FakeDriver:
             retain_primary_context=lambda: SimpleNamespace(push=self._push, pop=self._pop),
         )  # fmt: skip
 
-    def Stream(self, flags: int) -> FakeStream:
+    def Stream(self, flags: int) -> Any:
         self.calls["stream"] += 1
         return self._watched("stream", FakeStream(flags))
 
-    def Event(self, flags: int) -> FakeEvent:
+    def Event(self, flags: int) -> Any:
         return self._watched("event", FakeEvent(flags))
 
     def pagelocked_empty(self, elements: int, dtype: Any, mem_flags: int) -> Any:
