@@ -64,7 +64,7 @@ async def main() -> None:
 
 async def _end_when(lost: asyncio.Event, stage: Stage, lender: Lender) -> None:
     await lost.wait()
-    lender.close()
+    lender.remove()  # not closed: what is done still reads there for a moment
     await stage.abandon(LOST)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from infer_svc.backends import Engine
+from infer_svc.backends.errors import DeviceLost
 from infer_svc.batcher import Batcher
 from infer_svc.ensemble import Ensemble
 from infer_svc.golden import Golden
@@ -51,6 +52,7 @@ def open_lanes(
 
     Raises:
         EngineError, InvalidInput: a context cannot be opened, or a warm-up fails.
+        DeviceLost: only a new process helps.
     """
     name = model.config.name
     lanes: list[Lane] = []
@@ -64,9 +66,13 @@ def open_lanes(
         for placement in model.placements:
             placement.engine.settle()
         return lanes, spares, golden
+    except DeviceLost:
+        raise  # what ends an object of a lost GPU hangs, or ends in a signal
     except BaseException:
         for lane in (*lanes, *spares):
             lane.close()
+        for placement in model.placements:
+            placement.engine.close()
         raise
 
 
@@ -88,6 +94,8 @@ def _open_lane(name: str, engine: Engine, loop: asyncio.AbstractEventLoop) -> La
     for _ in range(OPEN_TRIES - 1):
         try:
             return Lane(name, engine, loop)
+        except DeviceLost:
+            raise
         except EngineError as err:
             log.warning("no context", extra={"lane": name, "error": str(err)})
     return Lane(name, engine, loop)
@@ -103,6 +111,8 @@ def _warm_up(model: Model, lanes: Iterable[Lane]) -> Golden | None:
         for lane in lanes:
             for _ in range(count):
                 error = lane.run(Batch([tensors], [rows])).error
+                if isinstance(error, DeviceLost):
+                    raise error
                 if error is not None:
                     raise EngineError(f"a warm-up of model {name!r} failed: {error}") from error
             golden = golden or Golden.record(tensors, lane.answer)
