@@ -155,6 +155,7 @@ class FakeLibcuda:
         self.pinned: dict[int, int] = {}
         self.graphs: dict[int, list[Op]] = {}
         self.fail_capture = False
+        self.fail_register = 0
 
     def cuMemcpyHtoDAsync_v2(self, target: Any, source: Any, size: Any, stream: Any) -> int:
         return self._copy("to_device", target, source, size, stream)
@@ -163,6 +164,8 @@ class FakeLibcuda:
         return self._copy("to_host", target, source, size, stream)
 
     def cuMemHostRegister_v2(self, address: Any, size: Any, flags: int) -> int:
+        if self.fail_register:
+            return self.fail_register
         if address.value in self.pinned:
             return 712
         self.pinned[address.value] = size.value
@@ -238,9 +241,10 @@ class FakeExecution:
         return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        _, _, largest = self._engine.get_tensor_profile_shape(name, self.profile)
+        least, _, largest = self._engine.get_tensor_profile_shape(name, self.profile)
         self._shapes[name] = shape
-        return all(size <= limit for size, limit in zip(shape, largest, strict=True))
+        sizes = zip(least, shape, largest, strict=True)
+        return all(low <= size <= high for low, size, high in sizes)
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         if name in self._shapes:

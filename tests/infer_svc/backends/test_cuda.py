@@ -29,6 +29,21 @@ def test_memory_that_is_used_up_is_told_from_other_errors_of_the_driver() -> Non
     assert type(caught.value) is EngineError
 
 
+def test_memory_that_one_gpu_pinned_is_read_by_all_and_unpinned_once() -> None:
+    gpu, driver, fake = fake_device()
+    other = Device(0, driver, Library(fake, fake))
+    memory = np.zeros(8192, np.uint8)
+    for each in (gpu, other, gpu):
+        each.register(memoryview(memory))
+        assert each.is_registered(memory)
+    assert gpu.usage.pinned_bytes + other.usage.pinned_bytes == 8192
+    for each in (gpu, other):
+        each.unregister_all()
+        assert not each.is_registered(memory)
+    assert fake.pinned == {}
+    assert gpu.usage.pinned_bytes == 0
+
+
 @pytest.mark.gpu
 def test_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(SettingsError, match="GPU 99 cannot be used"):

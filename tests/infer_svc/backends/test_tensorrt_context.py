@@ -21,8 +21,10 @@ from infer_svc.faults import Fault, Faults
 from infer_svc.golden import difference
 from mesh.errors import EngineError, InvalidInput
 from mesh.tensor import Tensors
+from tests.infer_svc import graphs
 from tests.infer_svc.backends.fake_gpu import FakeApi, FakeDriver, FakeLibcuda, fake_device
 from tests.infer_svc.backends.test_tensorrt import batch
+from tests.infer_svc.graphs import write_model
 
 LENGTHS = (16, 32, 64)
 
@@ -91,6 +93,14 @@ def test_outputs_are_those_of_onnx_runtime(
     inputs = batch(name, sum(rows))
     same(context.run(split(inputs, *rows)), reference(models, name, inputs))
     context.close()
+
+
+def test_first_size_may_be_open_without_batches(tmp_path: Path) -> None:
+    write_model(tmp_path, "text", graphs.identity(dims=("length", 4)))
+    context = make(tmp_path, "text", 0).open()
+    for length in (1, 3, 16, 17, 64):
+        x = np.arange(4.0 * length, dtype=np.float32).reshape(length, 4)
+        np.testing.assert_array_equal(context.run([{"x": x}])["y"], x)
 
 
 def test_runs_one_after_the_other_do_not_mix(models: Path, captures: bool) -> None:
