@@ -159,7 +159,7 @@ class LanePool:
                 await lane.release()
             await asyncio.to_thread(engine.reload)
             for lane in lanes:
-                wrong = await lane.reopen() or await lane.check(self._golden)
+                wrong = await self._reopen(lane)
                 if wrong:
                     return wrong
         self._paused = False
@@ -169,6 +169,15 @@ class LanePool:
         for lane in lanes:
             self._place(lane)
         return ""
+
+    async def _reopen(self, lane: Lane) -> str:
+        wrong = ""
+        for _ in range(FRESH_FAILURES):
+            wrong = await lane.reopen() or await lane.check(self._golden)
+            if not wrong:
+                break
+            await lane.release()
+        return wrong
 
     async def _mend(self, lane: Lane, kind: str) -> None:
         self._metrics.rebuilt(kind)

@@ -111,6 +111,9 @@ class Recovery:
             await self._climb(attempt)
         except DeviceLost as err:  # as the check of a lane found out
             self._lose(str(err))
+        except Exception as err:  # a task of its own: its requests and its lane would be forgotten
+            log.exception("recovery failed", extra={"model": self._name})
+            self._lose(f"{type(err).__name__}: {err}")
 
     async def _climb(self, attempt: Attempt) -> None:
         error = attempt.error

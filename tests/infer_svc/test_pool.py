@@ -174,6 +174,19 @@ async def test_reload_brings_lanes_back_that_were_set_aside(rig: Rig) -> None:
     assert rig.pool.busy == 0
 
 
+async def test_context_may_fail_twice_after_a_reload(rig: Rig) -> None:
+    opened: list[object] = []
+
+    def break_it(context: object) -> None:
+        opened.append(context)
+        vars(context)["wrong"] = len(opened) < FRESH_FAILURES
+
+    rig.engines[1].prepare = break_it
+    assert await rig.pool.reload() == ""
+    assert len(opened) == 3 + FRESH_FAILURES - 1
+    assert rig.in_service() == [2, 2]
+
+
 async def test_reload_that_does_not_help_says_what_is_wrong(rig: Rig) -> None:
     def break_it(context: object) -> None:
         vars(context)["wrong"] = True

@@ -262,6 +262,18 @@ async def test_request_is_not_held_to_blame_for_lanes_that_are_not_well(
         assert m.metrics.steps["blamed"] == 0
 
 
+async def test_recovery_that_fails_by_itself_ends_the_process_with_its_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with rig() as m:
+        m.fail(fail=times(2))
+        monkeypatch.setattr(m.batcher._recovery, "_note", lambda attempt: 1 / 0)
+        asking = asyncio.ensure_future(m.ask(1))
+        await eventually(lambda: m.lost == ["ZeroDivisionError: division by zero"])
+        assert not asking.done()
+        asking.cancel()
+
+
 async def test_time_that_is_over_ends_the_tries() -> None:
     async with rig() as m:
         m.contexts[1].hold()

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def test_memory_that_is_used_up_is_told_from_other_errors_of_the_driver() -> Non
 def test_memory_that_one_gpu_pinned_is_read_by_all_and_unpinned_once() -> None:
     gpu, driver, fake = fake_device()
     other = Device(0, driver, Library(fake, fake))
-    memory = np.zeros(8192, np.uint8)
+    memory: Any = np.zeros(8192, np.uint8)
     for each in (gpu, other, gpu):
         each.register(memoryview(memory))
         assert each.is_registered(memory)
