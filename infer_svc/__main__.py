@@ -54,17 +54,17 @@ async def main() -> None:
         asyncio.create_task(_end_when(lost, stage, lender)),
     )
     await stage.serve(handler.load)
+    await handler.stop_loading()
+    await asyncio.to_thread(handler.close)  # a lane that hangs is still seen, and ends the process
     for task in tasks:
         task.cancel()
-    await handler.stop_loading()
-    handler.close()
     lender.close()
     tracing.shutdown()
 
 
 async def _end_when(lost: asyncio.Event, stage: Stage, lender: Lender) -> None:
     await lost.wait()
-    lender.close()
+    lender.remove()  # not closed: what is done still reads there for a moment
     await stage.abandon(LOST)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from infer_svc.backends import Engine
 from infer_svc.backends.batch import NO_TIMES, RunTimes
+from infer_svc.backends.errors import DeviceLost
 from infer_svc.golden import Golden
 from mesh.errors import EngineError
 from mesh.tensor import Tensors, pack, pack_rows
@@ -141,19 +142,30 @@ class Lane:
         return {name: array.copy() for name, array in self._context.run([inputs]).items()}
 
     async def _do(self, work: Callable[[], str | None]) -> str:
-        """Run something in the lane's thread; return what went wrong, or nothing."""
+        """Run something in the lane's thread; return what went wrong, or nothing.
+
+        Raises:
+            DeviceLost: the lane's GPU is; no other lane and no new context helps.
+        """
         done: asyncio.Future[str] = self._loop.create_future()
 
-        def finish(text: str) -> None:
-            if not done.done():
+        def finish(text: str, lost: DeviceLost | None = None) -> None:
+            if done.done():
+                return
+            if lost is not None:
+                done.set_exception(lost)
+            else:
                 done.set_result(text)
 
         def job() -> None:
+            result: tuple[str, DeviceLost | None]
             try:
-                text = work() or ""
+                result = work() or "", None
+            except DeviceLost as err:
+                result = "", err
             except Exception as err:  # noqa: BLE001 the lane's loop; recovery decides
-                text = f"{type(err).__name__}: {err}"
-            self._loop.call_soon_threadsafe(finish, text)
+                result = f"{type(err).__name__}: {err}", None
+            self._loop.call_soon_threadsafe(finish, *result)
 
         self._work.put(job)
         return await done

@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
 
+from infer_svc.backends.errors import DeviceLost
 from infer_svc.golden import Golden
 from infer_svc.lane import Lane
 from infer_svc.metrics import ModelMetrics
@@ -14,6 +15,9 @@ log = logging.getLogger(__name__)
 
 FRESH_FAILURES = 3
 """Contexts made one after the other that do not work: then the engine is loaded anew."""
+MEND_LIMIT_S = 300.0
+"""Longest time for one new context. It takes longer than a batch may, as every shape is run once,
+but one that never ends would keep the engine from being loaded anew."""
 
 
 class LanePool:
@@ -38,7 +42,9 @@ class LanePool:
         """Called when a lane is free for new work."""
         self.on_broken: Callable[[str], None] = lambda reason: None
         """Called when new contexts of an engine do not work."""
-        self._service = len(lanes)
+        self.on_lost: Callable[[str], None] = lambda reason: None
+        """Called when only a new process helps, as a check or a new context finds out."""
+        self._service = Counter(id(lane.engine) for lane in lanes)
         self._golden = golden
         self._metrics = metrics
         self._idle = list(lanes)
@@ -112,18 +118,25 @@ class LanePool:
         return spare
 
     async def check(self, lane: Lane) -> str:
-        """Return what is wrong with a lane that was lent, or nothing."""
+        """Return what is wrong with a lane that was lent, or nothing.
+
+        Raises:
+            DeviceLost: its GPU is.
+        """
         return await lane.check(self._golden)
 
     def probe_idle(self, after_s: float) -> None:
         """Check lanes that have had nothing to do for so long, spares too."""
+        if self._paused:
+            return  # contexts are closed
         limit = time.monotonic() - after_s
         for lane in [lane for lane in self._idle if lane.idle_since <= limit][:1]:
             self._idle.remove(lane)
             self._keep(self._probe(lane, self.give_back))
         for lane in [lane for lane in self._spares if lane.idle_since <= limit][:1]:
             self._spares.remove(lane)
-            self._keep(self._probe(lane, self._spares.append))
+            self._aside.add(lane)  # meanwhile it may be missed in service
+            self._keep(self._probe(lane, self._place))
 
     def stuck(self, after_s: float) -> Lane | None:
         """Return a lane that has worked on one batch for longer than that."""
@@ -135,35 +148,49 @@ class LanePool:
         return None
 
     async def reload(self) -> str:
-        """Load the engines anew, once no lane works; return what went wrong, or nothing."""
+        """Load the engines anew, once no lane works; return what went wrong, or nothing.
+
+        After a failure no lane is lent any more: their contexts are closed.
+        """
         self._paused = True
-        try:
-            while self.busy or self._tasks:
-                await asyncio.sleep(0.005)
-            self._metrics.reloaded()
-            for engine in {id(lane.engine): lane.engine for lane in self.lanes}.values():
-                lanes = [lane for lane in self.lanes if lane.engine is engine]
-                for lane in lanes:
-                    await lane.release()
-                await asyncio.to_thread(engine.reload)
-                for lane in lanes:
-                    wrong = await lane.reopen() or await lane.check(self._golden)
-                    if wrong:
-                        return wrong
-        finally:
-            self._paused = False
+        while self.busy or self._tasks:
+            await asyncio.sleep(0.005)
+        self._metrics.reloaded()
+        for engine in {id(lane.engine): lane.engine for lane in self.lanes}.values():
+            lanes = [lane for lane in self.lanes if lane.engine is engine]
+            for lane in lanes:
+                await lane.release()
+            await asyncio.to_thread(engine.reload)
+            for lane in lanes:
+                wrong = await self._reopen(lane)
+                if wrong:
+                    return wrong
+        self._paused = False
         self._fresh_failures = 0
-        idle, self._idle = [*self._idle, *self._spares, *self._aside], []
-        self._aside.clear()
-        self._spares = idle[self._service :]
-        for lane in idle[: self._service]:
-            self.give_back(lane)
+        lanes = [*self._idle, *self._spares, *self._aside]
+        self._idle, self._spares, self._aside = [], [], set(lanes)
+        for lane in lanes:
+            self._place(lane)
         return ""
+
+    async def _reopen(self, lane: Lane) -> str:
+        wrong = ""
+        for _ in range(FRESH_FAILURES):
+            wrong = await lane.reopen() or await lane.check(self._golden)
+            if not wrong:
+                break
+            await lane.release()
+        return wrong
 
     async def _mend(self, lane: Lane, kind: str) -> None:
         self._metrics.rebuilt(kind)
         started = time.monotonic()
-        wrong = await lane.rebuild() or await lane.check(self._golden)
+        try:
+            async with asyncio.timeout(MEND_LIMIT_S):
+                wrong = await lane.rebuild() or await lane.check(self._golden)
+        except TimeoutError:
+            self.on_lost(f"lane {lane.name} has no new context after {MEND_LIMIT_S:g} s")
+            return
         took = round(time.monotonic() - started, 3)
         if wrong:
             self._fresh_failures += 1
@@ -176,9 +203,14 @@ class LanePool:
             return
         self._fresh_failures = 0
         log.info("lane mended", extra={"lane": lane.name, "s": took})
+        self._place(lane)
+
+    def _place(self, lane: Lane) -> None:
+        """Put a lane that is well into service, or to the spares where its engine has enough."""
         self._aside.discard(lane)
-        in_service = len(self.lanes) - len(self._spares) - len(self._aside)
-        if in_service > self._service:
+        out = self._aside.union(self._spares)
+        in_service = sum(one.engine is lane.engine and one not in out for one in self.lanes)
+        if in_service > self._service[id(lane.engine)]:
             self._spares.append(lane)
         else:
             self.give_back(lane)
@@ -191,6 +223,12 @@ class LanePool:
             then(spare)
 
     def _keep(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
+        task = asyncio.create_task(self._guarded(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _guarded(self, work: Coroutine[None, None, None]) -> None:
+        try:
+            await work
+        except DeviceLost as err:
+            self.on_lost(str(err))

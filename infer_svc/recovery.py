@@ -29,6 +29,8 @@ RELOAD_AGAIN_S = 60.0
 """An engine that fails so soon after it was loaded anew does not help any more."""
 ALONE_TRIES = 3
 """Runs of a single request, each on a lane that is well, before it is held to blame."""
+RELOAD_LIMIT_S = 900.0
+"""Longest time for that, the work included that runs before."""
 LANE_TRIES = 4
 """Lanes on which a batch may fail that turn out to be at fault themselves."""
 
@@ -91,6 +93,7 @@ class Recovery:
         self._reloading = False
         self._tasks: set[asyncio.Task[None]] = set()
         pool.on_broken = self._reload
+        pool.on_lost = self._lose
 
     def worked(self) -> None:
         """Count a batch that did not fail."""
@@ -116,7 +119,10 @@ class Recovery:
     async def _retry(self, failed: Attempt, begun: asyncio.Future[Attempt] | None) -> None:
         """Run a batch on other lanes, until one is well and still fails: then it is the batch."""
         for left in reversed(range(LANE_TRIES)):
-            attempt = await (begun or self._attempt(failed.entries, "retry"))
+            if begun is None:
+                attempt = await self._attempt(failed.entries, "retry")
+            else:
+                attempt = await self._ended(begun)
             if attempt is None:
                 return
             self._metrics.failed_over(attempt.result.began - failed.result.ended)
@@ -132,9 +138,7 @@ class Recovery:
             if spare is not None:
                 self._pool.give_back(spare)
             if not left:  # it is this replica's fault: another one may do it
-                attempt.result.error = StageUnavailable(
-                    f"{LANE_TRIES} lanes of model {self._name!r} in turn are not well: {wrong}"
-                )
+                attempt.result.error = self._unwell(wrong)
                 self._finish(attempt)
             failed = attempt
 
@@ -143,12 +147,20 @@ class Recovery:
         if len(entries) > 1:
             await self._halve(entries, "bisect")
             return
-        for _ in range(ALONE_TRIES):
+        well = 0
+        for _ in range(ALONE_TRIES + LANE_TRIES):
             attempt = await self._attempt(entries, "alone")
             if attempt is None or self._done(attempt):
                 return
-            await self._return(attempt)
+            well += await self._return(attempt)
             failed = attempt
+            if well == ALONE_TRIES:
+                self._blame(failed)
+                return
+        failed.result.error = self._unwell(str(failed.error))
+        self._finish(failed)
+
+    def _blame(self, failed: Attempt) -> None:
         self._metrics.climbed("blamed")
         error = failed.error
         fields = {"model": self._name, "error": repr(error)}
@@ -175,7 +187,12 @@ class Recovery:
     async def _attempt(self, entries: Sequence[Entry], step: str) -> Attempt | None:
         """Run what still waits of some entries on the next free lane; None: nothing does."""
         begun = self._begin(entries, step, await self._pool.wait())
-        return await begun if begun is not None else None
+        return await self._ended(begun) if begun is not None else None
+
+    async def _ended(self, begun: asyncio.Future[Attempt]) -> Attempt:
+        attempt = await begun
+        self._note(attempt)
+        return attempt
 
     def _begin(
         self, entries: Sequence[Entry], step: str, lane: Lane
@@ -190,9 +207,7 @@ class Recovery:
         done: asyncio.Future[Attempt] = asyncio.get_running_loop().create_future()
 
         def finish(result: BatchResult) -> None:
-            attempt = Attempt(alive, batch, lane, result, step)
-            self._note(attempt)
-            done.set_result(attempt)
+            done.set_result(Attempt(alive, batch, lane, result, step))
 
         lane.submit(batch, finish)
         return done
@@ -212,12 +227,19 @@ class Recovery:
         self._pool.give_back(attempt.lane)
         self._finish(attempt)
 
-    async def _return(self, attempt: Attempt) -> None:
-        """Give a lane back on which a suspect failed, or set it aside if it is not well."""
+    async def _return(self, attempt: Attempt) -> bool:
+        """Give a lane back on which a suspect failed, or set it aside; tell whether it is well."""
         wrong = await self._pool.check(attempt.lane)
         lane = self._retire(attempt, wrong) if wrong else attempt.lane
         if lane is not None:
             self._pool.give_back(lane)
+        return not wrong
+
+    def _unwell(self, reason: str) -> StageUnavailable:
+        return StageUnavailable(
+            f"{LANE_TRIES} lanes of model {self._name!r} are not well, another replica may do it: "
+            f"{reason}"
+        )
 
     def _retire(self, attempt: Attempt, reason: str) -> Lane | None:
         """Set a lane aside; return a spare that is lent in its place, or None."""
@@ -251,7 +273,8 @@ class Recovery:
         self._metrics.climbed("reload")
         self._serving(False)
         try:
-            wrong = await self._pool.reload()
+            async with asyncio.timeout(RELOAD_LIMIT_S):
+                wrong = await self._pool.reload()
         except Exception as err:  # noqa: BLE001 whatever it is, only a new process helps
             wrong = f"{type(err).__name__}: {err}"
         self._reloaded = time.monotonic()
@@ -264,9 +287,18 @@ class Recovery:
         self._serving(True)
 
     def _keep(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
+        task = asyncio.create_task(self._guarded(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _guarded(self, work: Coroutine[None, None, None]) -> None:
+        try:
+            await work
+        except DeviceLost as err:  # as the check of a lane found out
+            self._lose(str(err))
+        except Exception as err:  # a task of its own: its requests and its lane would be forgotten
+            log.exception("recovery failed", extra={"model": self._name})
+            self._lose(f"{type(err).__name__}: {err}")
 
     def _lose(self, reason: str) -> None:
         self._metrics.climbed("lost")

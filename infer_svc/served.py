@@ -56,6 +56,7 @@ def open_lanes(
 
     Raises:
         EngineError, InvalidInput: a context cannot be opened, or a warm-up fails.
+        DeviceLost: only a new process helps.
     """
     name = model.config.name
     lanes: list[Lane] = []
@@ -69,9 +70,13 @@ def open_lanes(
         for placement in model.placements:
             placement.engine.settle()
         return lanes, spares, golden
+    except DeviceLost:
+        raise  # what ends an object of a lost GPU hangs, or ends in a signal
     except BaseException:
         for lane in (*lanes, *spares):
             lane.close()
+        for placement in model.placements:
+            placement.engine.close()
         raise
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from opentelemetry.trace import Tracer
 
 from infer_svc.backends.cuda import devices
+from infer_svc.backends.errors import DeviceLost
 from infer_svc.backends.machine import Machine
 from infer_svc.batcher import Batcher
 from infer_svc.config import ModelConfig, read_config
@@ -165,12 +166,12 @@ class InferHandler:
 
     def close(self) -> None:
         """Let the lanes finish and end their threads, and let go of the shared memory."""
-        for gpu in devices():
-            gpu.unregister_all()
         for served in self._served.values():
             served.close()
             if served.metrics is not None:
                 self._metrics.remove(served.metrics)
+        for gpu in devices():
+            gpu.unregister_all()  # last: a batch that still ran may have read from there
 
     def _pin(self) -> None:
         """Let the GPUs read the shared memory, so that nobody copies tensors that are there."""
@@ -200,6 +201,10 @@ class InferHandler:
         started = time.monotonic()
         try:
             served = await asyncio.to_thread(self._load, folder, asyncio.get_running_loop())
+        except DeviceLost as err:
+            self._broken[folder.name] = err  # kept: it holds what must not be ended any more
+            self.lose(str(err))
+            return
         except MeshError as err:
             self._broken[folder.name] = Refused(str(err))
             log.error("model refused", extra={"model": folder.name, "error": str(err)})

@@ -258,11 +258,16 @@ class Lender:
             raise InvalidInput("a slot came, and this replica lends none; send the bytes")
         return self._arena.read(at, owner_tag(session))
 
-    def close(self) -> None:
-        """Remove the file."""
+    def remove(self) -> None:
+        """Remove the file; whoever has it open works on."""
         if self._arena is not None:
             with suppress(FileNotFoundError):
                 os.unlink(FOLDER / self._arena.name)
+
+    def close(self) -> None:
+        """Remove the file and let go of it."""
+        self.remove()
+        if self._arena is not None:
             self._arena.close()
             os.close(self._fd)
             self._arena = None

@@ -51,7 +51,7 @@ class Device:
         self.driver = driver
         self.library = library
         self.usage = Usage()
-        self._registered: list[tuple[int, int]] = []
+        self._registered: dict[tuple[int, int], bool] = {}
         self._guard = threading.Lock()
         try:
             device = driver.Device(index)
@@ -97,20 +97,23 @@ class Device:
             EngineError: the driver refuses; the limit of locked memory may be too low.
         """
         address = address_of(np.frombuffer(memory, np.uint8))
-        if (address, address + memory.nbytes) in self._registered:
+        place = address, address + memory.nbytes
+        if place in self._registered:
             return
         with self.current():
-            self.library.register(address, memory.nbytes)
-        self._registered.append((address, address + memory.nbytes))
-        self.count(pinned_bytes=memory.nbytes)
+            here = self.library.register(address, memory.nbytes)
+        self._registered[place] = here
+        if here:  # else through another GPU, for all
+            self.count(pinned_bytes=memory.nbytes)
 
     def unregister_all(self) -> None:
         """End every `register`, before the memory goes."""
         with self.current():
             while self._registered:
-                begin, end = self._registered.pop()
-                self.library.unregister(begin)
-                self.count(pinned_bytes=begin - end)
+                (begin, end), here = self._registered.popitem()
+                if here:
+                    self.library.unregister(begin)
+                    self.count(pinned_bytes=begin - end)
 
     def addresses(self, arrays: Sequence[Array]) -> list[int]:
         """Return where arrays begin, if the GPU can read every one where it is; else nothing."""

@@ -12,6 +12,7 @@ from mesh.errors import EngineError, SettingsError
 
 SUCCESS = 0
 NO_MEMORY = 2
+ALREADY_PINNED = 712
 STICKY = frozenset({
     214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911,
 })  # fmt: skip
@@ -72,10 +73,17 @@ class Library:
         if code:
             self.check(code, "a copy from the GPU")
 
-    def register(self, address: int, size: int) -> None:
-        """Pin memory that exists, so that the GPU reads it by itself."""
+    def register(self, address: int, size: int) -> bool:
+        """Pin memory that exists, so that every GPU reads it by itself.
+
+        Returns:
+            Whether it had to be; False: it was pinned before, through whichever GPU.
+        """
         code = self._free.cuMemHostRegister_v2(address, size, _PORTABLE)
+        if code == ALREADY_PINNED:
+            return False
         self.check(code, f"pinning {size} bytes")
+        return True
 
     def unregister(self, address: int) -> None:
         """End `register`."""

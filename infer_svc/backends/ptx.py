@@ -27,9 +27,12 @@ AGAIN:
 }
 """
 KERNELS = ("illegal", "spin")
+_loaded: list[Any] = []
+"""Kept: unloading a module may wait for its kernels, with Python's lock held."""
 
 
 def launch(driver: Any, kernel: str, stream: Stream) -> None:
     """Queue a kernel; the GPU's context must be current."""
     module = driver.module_from_buffer(_PTX.encode())
+    _loaded.append(module)
     module.get_function(kernel)(block=(1, 1, 1), grid=(1, 1), stream=stream.pycuda)

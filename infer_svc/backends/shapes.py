@@ -37,10 +37,14 @@ def profiles_of(
     def sizes(spec: TensorSpec, rows: tuple[int, ...], length: int) -> tuple[int, ...]:
         return (*rows, *(length if dim == -1 else dim for dim in spec.shape[skip:]))
 
+    def least(spec: TensorSpec, length: int) -> tuple[int, ...]:
+        found = sizes(spec, rows[0], length)
+        return (1, *found[1:]) if spec.shape[0] == -1 else found  # as `padded` has it
+
     return [
         {
             spec.name: (
-                sizes(spec, rows[0], length),
+                least(spec, length),
                 sizes(spec, rows[1], length),
                 sizes(spec, rows[1], length),
             )

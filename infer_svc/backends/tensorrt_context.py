@@ -69,11 +69,14 @@ class TensorRTContext:
         self._made: dict[RunKey, ShapeOf] = {}
         self._buffers: dict[str, Buffer] = {}
         self._block: Block | None = None
-        self._stream = Stream(gpu.driver)
+        self._stream: Any = Stream(gpu.driver)
         try:
-            self._open()
-        except BaseException:
-            self._free()
+            with gpu.current():
+                self._open()
+        except EngineError as err:
+            self._probe(err)
+            if not isinstance(err, DeviceLost):
+                self._free()
             raise
 
     def run(self, parts: Sequence[Tensors]) -> Tensors:
@@ -97,10 +100,15 @@ class TensorRTContext:
 
         Raises:
             EngineError: it cannot be done.
+            DeviceLost: as `run`.
         """
-        with self._lock, self._gpu.current():
-            self._end_contexts()
-            self._open()
+        try:
+            with self._lock, self._gpu.current():
+                self._end_contexts()
+                self._open()
+        except EngineError as err:
+            self._probe(err)
+            raise
 
     def close(self) -> None:
         """Free the memory of the GPU; call it when nothing runs."""
@@ -110,12 +118,12 @@ class TensorRTContext:
     def _free(self) -> None:
         self._end_contexts()
         self._engine = self._cache = None
-        for buffer in self._buffers.values():
-            buffer.free()
-        self._buffers.clear()
+        # No reference may stay: PyCUDA ends its objects only where the context is current.
+        while self._buffers:
+            self._buffers.popitem()[1].free()
         if self._block is not None:
             self._block.free()
-            self._block = None
+        self._block = self._stream = None
 
     def _open(self) -> None:
         # Contexts of one lane never run at the same time: one block of memory is enough for all.

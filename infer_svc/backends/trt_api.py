@@ -177,11 +177,15 @@ class Api:
                     )
 
     def tensors(self, engine: Any) -> list[Tensor]:
-        """Return the inputs and outputs of an engine."""
+        """Return the inputs and outputs of an engine.
+
+        Raises:
+            EngineError: one has a type that NumPy has not.
+        """
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         return [
             Tensor(
-                name, self.trt.nptype(engine.get_tensor_dtype(name)),
+                name, self._dtype(name, engine.get_tensor_dtype(name)),
                 tuple(engine.get_tensor_shape(name)),
                 engine.get_tensor_mode(name) == self.trt.TensorIOMode.INPUT,
             )
@@ -299,6 +303,14 @@ class Api:
             validity, bits = self._runtime.get_engine_validity(plan)
             return f"{validity}, diagnostics {bits}; {self.lines.text()}"
         return self.lines.text()
+
+    def _dtype(self, name: str, dtype: Any) -> Any:
+        try:
+            return self.trt.nptype(dtype)
+        except TypeError as err:
+            raise EngineError(
+                f"tensor {name!r} is {dtype}, which NumPy has not; cast it to FP32 in the model"
+            ) from err
 
     def _name(self) -> str:
         return f"{self.flavour} {self.version}"

@@ -54,12 +54,25 @@ def test_answer_that_was_not_a_number_when_it_was_new_may_stay_so() -> None:
         (np.zeros(3), np.zeros(3), 0.0),
         (np.array([3, 4]), np.array([3, 4]), 0.0),
         (np.array([0.0, 4.0]), np.array([3.0, 4.0]), 0.6),
+        (np.array([-np.inf, 0.0, 4.0]), np.array([-np.inf, 3.0, 4.0]), 0.6),
+        (np.array([np.nan, 4.0]), np.array([np.nan, 4.0001]), 0.0),
+        (np.array([np.inf, 4.0]), np.array([-np.inf, 4.0]), 1.0),
     ],
-    ids=["text", "other-text", "other-shape", "zeros", "numbers", "distance"],
+    ids=[
+        "text",
+        "other-text",
+        "other-shape",
+        "zeros",
+        "numbers",
+        "distance",
+        "infinite",
+        "none",
+        "other-sign",
+    ],
 )
 def test_difference_is_the_relative_distance(
     array: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]",
     known: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]",
     wanted: float,
 ) -> None:
-    assert difference(array, known) == pytest.approx(wanted)
+    assert difference(array, known) == pytest.approx(wanted, abs=1e-4)

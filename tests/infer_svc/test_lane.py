@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infer_svc.backends.batch import NO_TIMES, join
+from infer_svc.backends.errors import DeviceLost
+from infer_svc.golden import Golden
 from infer_svc.lane import Batch, BatchResult, Lane
 from mesh.errors import EngineError
 from mesh.tensor import Tensors, bytes_tensor, unpack
@@ -188,3 +190,15 @@ async def test_close_finishes_what_was_submitted_and_ends_the_thread(
     assert context.rows == [1, 1, 1]
     assert "m-closing" not in [thread.name for thread in threading.enumerate()]
     await eventually(lambda: len(results.got) == 3)
+
+
+async def test_lost_gpu_is_raised_by_whatever_finds_it_out(
+    context: FakeContext, lane: Lane
+) -> None:
+    known = Golden.record(rows_of(1), lane.answer)
+    context.fail = lambda inputs: DeviceLost("700")
+    context.fail_rebuild = lambda: DeviceLost("719")
+    with pytest.raises(DeviceLost, match="700"):
+        await lane.check(known)
+    with pytest.raises(DeviceLost, match="719"):
+        await lane.rebuild()

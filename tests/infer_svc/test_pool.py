@@ -1,11 +1,14 @@
 """Lanes that fail are set aside and mended, spares step in, engines are loaded anew."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
 
+from infer_svc import pool
+from infer_svc.backends.errors import DeviceLost
 from infer_svc.golden import Golden
 from infer_svc.lane import Lane
 from infer_svc.metrics import ModelMetrics
@@ -30,6 +33,8 @@ class Rig:
         self.pool = LanePool(self.lanes, self.spares, golden, self.metrics)
         self.broken: list[str] = []
         self.pool.on_broken = self.broken.append
+        self.lost: list[str] = []
+        self.pool.on_lost = self.lost.append
 
     def retire(self, lane: Lane) -> None:
         """Set a lane aside, and let a spare go to work in its place."""
@@ -39,6 +44,12 @@ class Rig:
 
     def context(self, lane: Lane):  # type: ignore[no-untyped-def]
         return lane._context
+
+    def in_service(self) -> list[int]:
+        """Return how many free lanes of each engine there are, all of which are free."""
+        assert self.pool.is_whole
+        free = [lane.engine for lane in self.pool._idle]
+        return [free.count(engine) for engine in self.engines]
 
 
 @pytest.fixture
@@ -169,9 +180,118 @@ async def test_reload_brings_lanes_back_that_were_set_aside(rig: Rig) -> None:
     assert rig.pool.busy == 0
 
 
+async def test_context_may_fail_twice_after_a_reload(rig: Rig) -> None:
+    opened: list[object] = []
+
+    def break_it(context: object) -> None:
+        opened.append(context)
+        vars(context)["wrong"] = len(opened) < FRESH_FAILURES
+
+    rig.engines[1].prepare = break_it
+    assert await rig.pool.reload() == ""
+    assert len(opened) == 3 + FRESH_FAILURES - 1
+    assert rig.in_service() == [2, 2]
+
+
 async def test_reload_that_does_not_help_says_what_is_wrong(rig: Rig) -> None:
     def break_it(context: object) -> None:
         vars(context)["wrong"] = True
 
     rig.engines[1].prepare = break_it
     assert "off by" in await rig.pool.reload()
+    assert not rig.pool.has_idle
+    rig.pool.give_back(rig.lanes[0])
+    assert not rig.pool.has_idle
+
+
+async def test_each_engine_keeps_its_lanes_whichever_is_mended_first(rig: Rig) -> None:
+    for _ in rig.lanes:
+        rig.pool.take()
+    gate = threading.Event()
+    for lane in rig.lanes[:2]:
+        rig.context(lane).fail_rebuild = lambda: None if gate.wait(5) else EngineError("held")
+    for lane in rig.lanes[:3]:
+        rig.retire(lane)
+    rig.pool.give_back(rig.lanes[3])
+    await eventually(lambda: rig.context(rig.lanes[2]).rebuilt == 1 and len(rig.pool._tasks) == 2)
+    gate.set()
+    await eventually(lambda: rig.pool.is_whole)
+    assert rig.in_service() == [2, 2]
+
+
+async def test_each_engine_keeps_its_lanes_after_a_reload(rig: Rig) -> None:
+    for _ in rig.lanes:
+        rig.pool.take()
+    for lane in rig.lanes[2:]:
+        rig.context(lane).wrong = True
+        rig.retire(lane)
+    for lane in rig.lanes[:2]:
+        rig.pool.give_back(lane)
+    await eventually(lambda: bool(rig.broken) and not rig.pool._tasks)
+    assert await rig.pool.reload() == ""
+    assert rig.in_service() == [2, 2]
+
+
+async def test_spare_that_was_being_checked_steps_in_afterwards() -> None:
+    engine, loop = FakeEngine(), asyncio.get_running_loop()
+    lane, spare = Lane("m-0", engine, loop), Lane("spare", engine, loop)
+    known = Golden.record(KNOWN, lane.answer)
+    small = LanePool([lane], [spare], known, ModelMetrics("m", 1, 1))
+    small.take()
+    engine.contexts[1].hold()
+    small.probe_idle(0.0)
+    await eventually(lambda: bool(engine.contexts[1].running))
+    small.retire(lane, "broken", "batch")
+    assert await asyncio.wait_for(small.wait(), 5) is lane
+    engine.contexts[1].release()
+    await eventually(lambda: small.is_whole)
+    assert small.busy == 1
+    small.give_back(lane)
+    assert small.take() is lane
+    assert not small.has_idle
+    for one in small.lanes:
+        one.close()
+
+
+async def test_nothing_is_checked_while_the_engine_is_loaded_anew(rig: Rig) -> None:
+    gate, begun = threading.Event(), threading.Event()
+
+    def reload() -> None:
+        begun.set()
+        assert gate.wait(5)
+
+    rig.engines[0].reload = reload  # type: ignore[method-assign]
+    reloading = asyncio.create_task(rig.pool.reload())
+    await eventually(begun.is_set)
+    rig.pool.probe_idle(0.0)
+    assert not rig.pool._tasks
+    gate.set()
+    assert await asyncio.wait_for(reloading, 5) == ""
+
+
+async def test_gpu_that_is_found_lost_behind_the_scenes_is_told_and_nothing_is_tried_again(
+    rig: Rig,
+) -> None:
+    mended, probed = rig.pool.take(), rig.lanes[0]
+    rig.context(mended).fail_rebuild = lambda: DeviceLost("700")
+    rig.retire(mended)
+    await eventually(lambda: rig.lost == ["700"])
+    rig.context(probed).fail = lambda inputs: DeviceLost("719")
+    rig.pool._idle = [probed]
+    rig.pool.probe_idle(0.0)
+    await eventually(lambda: rig.lost == ["700", "719"])
+    assert rig.context(mended).rebuilt == 1
+    assert rig.context(probed).rebuilt == 0
+    assert rig.broken == []
+
+
+async def test_new_context_that_is_never_made_is_told(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "MEND_LIMIT_S", 0.05)
+    gate, lane = threading.Event(), rig.pool.take()
+    rig.context(lane).fail_rebuild = lambda: None if gate.wait(5) else EngineError("held")
+    rig.retire(lane)
+    await eventually(lambda: bool(rig.lost))
+    assert rig.lost == [f"lane {lane.name} has no new context after 0.05 s"]
+    gate.set()

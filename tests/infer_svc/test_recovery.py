@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -213,6 +214,66 @@ async def test_gpu_lost_on_the_second_try_is_told_too() -> None:
         asking.cancel()
 
 
+async def test_gpu_that_the_check_of_a_lane_finds_lost_is_told_too() -> None:
+    async with rig() as m:
+        for context in m.contexts:
+            context.fail = lambda inputs: (
+                DeviceLost("700") if inputs["x"][0, 0] == KNOWN["x"][0, 0] else EngineError("x")
+            )
+        asking = asyncio.ensure_future(m.ask(1))
+        await eventually(lambda: len(m.lost) == 2)  # by the lane that is mended, and by the retry
+        await eventually(lambda: not m.batcher._recovery._tasks)
+        assert m.lost == ["700", "700"]
+        assert m.engine.reloaded == 0
+        assert not asking.done()
+        asking.cancel()
+
+
+def fall_ill(context: FakeContext, runs: list[int], when: range) -> None:
+    """Let a context fail at the first runs and at some later ones; after those it is not well."""
+    sick: list[bool] = []
+    context.fail_rebuild = sick.clear
+
+    def fail(inputs: Tensors) -> Exception | None:
+        if inputs["x"][0, 0] == KNOWN["x"][0, 0]:
+            return EngineError("an ill lane") if sick else None
+        runs[0] += 1
+        if runs[0] in when:
+            sick.append(True)
+        return EngineError("chance") if runs[0] < when.stop else None
+
+    context.fail = fail
+
+
+@pytest.mark.parametrize("ill", [3, 99])
+async def test_request_is_not_held_to_blame_for_lanes_that_are_not_well(
+    ill: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "WINDOW_BATCHES", 1000)
+    async with rig(lanes=1) as m:
+        runs = [0]
+        for context in m.contexts:
+            fall_ill(context, runs, range(3, 3 + ill))
+        if ill == 3:
+            assert await m.ask(1) == 2
+        else:
+            with pytest.raises(StageUnavailable, match="are not well, another replica may do it"):
+                await m.ask(1)
+        assert m.metrics.steps["blamed"] == 0
+
+
+async def test_recovery_that_fails_by_itself_ends_the_process_with_its_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with rig() as m:
+        m.fail(fail=times(2))
+        monkeypatch.setattr(m.batcher._recovery, "_note", lambda attempt: 1 / 0)
+        asking = asyncio.ensure_future(m.ask(1))
+        await eventually(lambda: m.lost == ["ZeroDivisionError: division by zero"])
+        assert not asking.done()
+        asking.cancel()
+
+
 async def test_time_that_is_over_ends_the_tries() -> None:
     async with rig() as m:
         m.contexts[1].hold()
@@ -284,6 +345,20 @@ async def test_engine_that_cannot_be_loaded_anew_ends_the_process() -> None:
         assert m.lost == ["the engine of 'm' cannot be loaded anew: EngineError: still broken"]
         assert not asking.done()
         asking.cancel()
+
+
+async def test_engine_that_is_never_loaded_anew_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recovery, "RELOAD_LIMIT_S", 0.05)
+    async with rig() as m:
+        gate = threading.Event()
+        m.engine.reload = lambda: vars(m).update(waited=gate.wait(5))  # type: ignore[method-assign]
+        m.pool.on_broken("a reason")
+        await eventually(lambda: bool(m.lost))
+        assert m.lost == ["the engine of 'm' cannot be loaded anew: TimeoutError: "]
+        assert not m.pool.has_idle
+        gate.set()
 
 
 async def test_many_failures_in_a_short_time_load_the_engine_anew(

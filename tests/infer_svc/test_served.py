@@ -2,13 +2,16 @@
 
 import asyncio
 import threading
+import traceback
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from infer_svc.backends.errors import DeviceLost
 from infer_svc.backends.machine import Machine
-from infer_svc.faults import Fault, Faults
+from infer_svc.faults import Fault, Faults, parse_faults
 from infer_svc.lane import Lane
 from infer_svc.repository import Model, load_model
 from infer_svc.served import TRIES, open_lanes, rows_of
@@ -99,3 +102,45 @@ def test_rows_that_do_not_fit_are_refused(rows: tuple[int, ...], max_rows: int) 
     tensors = {str(index): np.zeros((count, 2)) for index, count in enumerate(rows)}
     with pytest.raises(InvalidInput, match="wanted the same number for each tensor, 1 to 4"):
         rows_of(dict(tensors), max_rows, "m")
+
+
+async def test_lost_gpu_is_told_at_once_and_its_lanes_are_left_as_they_are(tmp_path: Path) -> None:
+    made = model(tmp_path)
+    engine: Any = made.placements[0].engine
+    engine._faults = parse_faults("device=1")
+    with pytest.raises(DeviceLost, match="'device'") as caught:
+        open_lanes(made, asyncio.get_running_loop())
+    assert threads() == ["m-0", "m-1", "m-spare-0"]
+    close(lanes_of(caught.value))
+
+
+async def test_lost_gpu_is_not_tried_again_while_a_lane_is_opened(tmp_path: Path) -> None:
+    made = model(tmp_path)
+    engine: Any = made.placements[0].engine
+    tries: list[str] = []
+
+    def open_context() -> None:
+        tries.append("one")
+        raise DeviceLost("700")
+
+    engine.open = open_context
+    with pytest.raises(DeviceLost, match="700"):
+        open_lanes(made, asyncio.get_running_loop())
+    assert tries == ["one"]
+
+
+async def test_engine_of_a_model_that_cannot_be_opened_is_closed(tmp_path: Path) -> None:
+    made = model(tmp_path, TRIES)
+    engine: Any = made.placements[0].engine
+    closed: list[bool] = []
+    engine.close = lambda: closed.append(True)
+    with pytest.raises(EngineError):
+        open_lanes(made, asyncio.get_running_loop())
+    assert closed == [True]
+
+
+def lanes_of(error: BaseException) -> list[Lane]:
+    """Return the lanes that an error's traceback still holds."""
+    frames = traceback.walk_tb(error.__traceback__)
+    frame = next(frame for frame, _ in frames if frame.f_code.co_name == "open_lanes")
+    return [*frame.f_locals["lanes"], *frame.f_locals["spares"]]

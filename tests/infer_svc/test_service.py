@@ -6,15 +6,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from shutil import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from opentelemetry.trace import NoOpTracer
 from prometheus_client import CollectorRegistry
 
+from infer_svc import service
 from infer_svc.backends.machine import Machine
 from infer_svc.build.builds import Builds
 from infer_svc.families import InferMetrics
+from infer_svc.faults import parse_faults
 from infer_svc.service import InferHandler
 from mesh.arena import Lender
 from mesh.errors import EngineError, InvalidInput, NotFound, Overloaded, Refused, SettingsError
@@ -25,6 +28,7 @@ from protos.mesh.v1.stage_pb2 import Target, TargetSpec
 from tests.conftest import running_client, running_replica
 from tests.infer_svc import graphs
 from tests.infer_svc.graphs import write_model
+from tests.infer_svc.test_served import lanes_of
 
 ROWS = np.arange(8, dtype=np.float32).reshape(2, 4)
 
@@ -373,3 +377,32 @@ async def test_model_for_a_gpu_is_refused_where_there_is_none(
         with pytest.raises(Refused, match="no PyCUDA"):
             await infer(handler, "digits-classify", pixels=ROWS)
         assert (await infer(handler, "add", left=ROWS, right=ROWS))["sum"].shape == (2, 4)
+
+
+async def test_gpu_that_is_lost_while_a_model_is_loaded_ends_the_process(tmp_path: Path) -> None:
+    write_model(tmp_path, "gone", graphs.identity(dims=("n", 4)), "max_batch_size: 4")
+    faults = parse_faults("device=1")
+    handler = InferHandler(
+        tmp_path, Machine(faults=faults), NoOpTracer(), Lender(0), InferMetrics(CollectorRegistry())
+    )
+    lost: list[str] = []
+    handler.on_lost = lost.append
+    await handler.load()
+    assert lost == ["an injected fault at 'device'"]
+    asking = asyncio.ensure_future(handler(Request("gone", b"")))
+    await asyncio.sleep(0.02)
+    assert not asking.done()
+    asking.cancel()
+    for lane in lanes_of(handler._broken["gone"]):  # kept: their end could hang on a GPU
+        lane.close()
+
+
+async def test_shared_memory_stays_pinned_until_no_lane_reads_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[list[str]] = []
+    gpu = SimpleNamespace(unregister_all=lambda: alive.append(lanes_alive()))
+    async with serving(root):
+        assert lanes_alive()
+        monkeypatch.setattr(service, "devices", lambda: [gpu])
+    assert alive == [[]]

@@ -119,6 +119,15 @@ def test_reference_needs_the_memory(lender: Lender) -> None:
         Lender(0).read(range_of(payload), "s")
 
 
+def test_file_that_is_removed_is_read_on_by_its_owner_and_opened_by_nobody(lender: Lender) -> None:
+    payload = Writer().pack(PIXELS, taken(slots_of(lender)))
+    at = range_of(payload)
+    lender.remove()
+    assert bytes(lender.read(at, "s")) == PIXELS["x"].tobytes()
+    with pytest.raises(FileNotFoundError):
+        Arena(at.slot.arena)
+
+
 def test_payload_can_go_another_way_after_all(lender: Lender) -> None:
     slots = slots_of(lender)
     payload = Writer().pack(PIXELS, taken(slots))

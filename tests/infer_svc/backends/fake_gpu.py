@@ -7,6 +7,7 @@ early gives wrong answers here as well; engines are run by ONNX Runtime.
 import ctypes
 import itertools
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,9 @@ class FakeStream:
     """Operations in order; also what a capture records."""
 
     handles = itertools.count(1)
-    by_handle: ClassVar[dict[int, "FakeStream"]] = {}
+    by_handle: ClassVar["weakref.WeakValueDictionary[int, FakeStream]"] = (
+        weakref.WeakValueDictionary()
+    )
 
     def __init__(self, flags: int = 0) -> None:
         assert flags == 1, "TensorRT waits for the whole GPU after a run on another kind of stream"
@@ -89,11 +92,14 @@ class FakeDriver:
     event_flags = SimpleNamespace(BLOCKING_SYNC=1, DISABLE_TIMING=2)
     host_alloc_flags = SimpleNamespace(PORTABLE=1)
     Error = type("Error", (Exception,), {})
-    MemoryError = type("MemoryError", (Error,), {})  # as PyCUDA's, none of Python's
-    Event = FakeEvent
+    MemoryError = type("MemoryError", (Error,), {})  # PyCUDA's is none of Python's either
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
+        self.alive: Counter[str] = Counter()
+        """Objects that exist, by kind."""
+        self.leaked: list[str] = []
+        """Kinds of objects that ended while the context was not current: PyCUDA frees none."""
         self.current = 0
         self.room = 1 << 40
 
@@ -105,13 +111,16 @@ class FakeDriver:
             retain_primary_context=lambda: SimpleNamespace(push=self._push, pop=self._pop),
         )  # fmt: skip
 
-    def Stream(self, flags: int) -> FakeStream:
+    def Stream(self, flags: int) -> Any:
         self.calls["stream"] += 1
-        return FakeStream(flags)
+        return self._watched("stream", FakeStream(flags))
+
+    def Event(self, flags: int) -> Any:
+        return self._watched("event", FakeEvent(flags))
 
     def pagelocked_empty(self, elements: int, dtype: Any, mem_flags: int) -> Any:
         self.calls["pagelocked_empty"] += 1
-        return np.empty(elements, dtype)
+        return self._watched("pinned", np.empty(elements, dtype))
 
     def mem_alloc(self, size: int) -> FakeAllocation:
         if size > self.room:
@@ -121,6 +130,17 @@ class FakeDriver:
 
     def mem_get_info(self) -> tuple[int, int]:
         return 1 << 30, 1 << 32
+
+    def _watched(self, kind: str, made: Any) -> Any:
+        self.alive[kind] += 1
+
+        def end() -> None:
+            self.alive[kind] -= 1
+            if not self.current:
+                self.leaked.append(kind)
+
+        weakref.finalize(made, end).atexit = False
+        return made
 
     def _push(self) -> None:
         self.current += 1
@@ -138,6 +158,7 @@ class FakeLibcuda:
         self.pinned: dict[int, int] = {}
         self.graphs: dict[int, list[Op]] = {}
         self.fail_capture = False
+        self.fail_register = 0
 
     def cuMemcpyHtoDAsync_v2(self, target: Any, source: Any, size: Any, stream: Any) -> int:
         return self._copy("to_device", target, source, size, stream)
@@ -146,6 +167,8 @@ class FakeLibcuda:
         return self._copy("to_host", target, source, size, stream)
 
     def cuMemHostRegister_v2(self, address: Any, size: Any, flags: int) -> int:
+        if self.fail_register:
+            return self.fail_register
         if address in self.pinned:
             return 712
         self.pinned[address] = size
@@ -221,9 +244,10 @@ class FakeExecution:
         return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        _, _, largest = self._engine.get_tensor_profile_shape(name, self.profile)
+        least, _, largest = self._engine.get_tensor_profile_shape(name, self.profile)
         self._shapes[name] = shape
-        return all(size <= limit for size, limit in zip(shape, largest, strict=True))
+        sizes = zip(least, shape, largest, strict=True)
+        return all(low <= size <= high for low, size, high in sizes)
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         if name in self._shapes:

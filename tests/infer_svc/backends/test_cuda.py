@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,31 @@ def test_without_pycuda_the_fix_is_told(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "pycuda", None)
     with pytest.raises(SettingsError, match=r"no PyCUDA: .*; install trtmesh\[tensorrt\]"):
         load_driver()
+
+
+def test_memory_that_is_used_up_is_told_from_other_errors_of_the_driver() -> None:
+    gpu, driver, _ = fake_device()
+    for error in (MemoryError("Python's"), driver.MemoryError("PyCUDA's")):
+        with pytest.raises(OutOfMemory, match=str(error)), gpu.current():
+            raise error
+    with pytest.raises(EngineError) as caught, gpu.current():
+        raise driver.Error("another")
+    assert type(caught.value) is EngineError
+
+
+def test_memory_that_one_gpu_pinned_is_read_by_all_and_unpinned_once() -> None:
+    gpu, driver, fake = fake_device()
+    other = Device(0, driver, Library(fake, fake))
+    memory: Any = np.zeros(8192, np.uint8)
+    for each in (gpu, other, gpu):
+        each.register(memoryview(memory))
+        assert each.addresses([memory])
+    assert gpu.usage.pinned_bytes + other.usage.pinned_bytes == 8192
+    for each in (gpu, other):
+        each.unregister_all()
+        assert not each.addresses([memory])
+    assert fake.pinned == {}
+    assert gpu.usage.pinned_bytes == 0
 
 
 @pytest.mark.gpu

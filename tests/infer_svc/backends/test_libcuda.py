@@ -49,10 +49,14 @@ def test_machine_without_a_driver_is_told_the_way_out(monkeypatch: pytest.Monkey
         Library()
 
 
-def test_memory_that_is_pinned_twice_is_an_error(library: Library) -> None:
-    library.register(4096, 100)
+def test_memory_that_is_pinned_already_is_told_from_other_failures() -> None:
+    fake = FakeLibcuda()
+    library = Library(fake, fake)
+    assert library.register(4096, 100)
+    assert not library.register(4096, 100)
+    fake.fail_register = 1
     with pytest.raises(EngineError, match="pinning 100 bytes failed"):
-        library.register(4096, 100)
+        library.register(8192, 100)
     library.unregister(4096)
     with pytest.raises(EngineError, match="unpinning failed"):
         library.unregister(4096)

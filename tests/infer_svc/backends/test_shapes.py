@@ -38,6 +38,9 @@ def test_profile_of_a_model_without_batches() -> None:
         {"x": ((3, 16), (3, 16), (3, 16))}
     ]
     assert profiles_of([TensorSpec("x", "FP32", (3, 2))], 0, (16,)) == [{}]
+    assert profiles_of([TensorSpec("x", "FP32", (-1, 2))], 0, (16,)) == [
+        {"x": ((1, 2), (16, 2), (16, 2))}
+    ]
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,10 @@ from infer_svc.faults import Fault, Faults
 from infer_svc.golden import difference
 from mesh.errors import EngineError, InvalidInput
 from mesh.tensor import Tensors
+from tests.infer_svc import graphs
 from tests.infer_svc.backends.fake_gpu import FakeApi, FakeDriver, FakeLibcuda, fake_device
 from tests.infer_svc.backends.test_tensorrt import batch
+from tests.infer_svc.graphs import write_model
 
 LENGTHS = (16, 32, 64)
 
@@ -91,6 +93,14 @@ def test_outputs_are_those_of_onnx_runtime(
     inputs = batch(name, sum(rows))
     same(context.run(split(inputs, *rows)), reference(models, name, inputs))
     context.close()
+
+
+def test_first_size_may_be_open_without_batches(tmp_path: Path) -> None:
+    write_model(tmp_path, "text", graphs.identity(dims=("length", 4)))
+    context = make(tmp_path, "text", 0).open()
+    for length in (1, 3, 16, 17, 64):
+        x = np.arange(4.0 * length, dtype=np.float32).reshape(length, 4)
+        np.testing.assert_array_equal(context.run([{"x": x}])["y"], x)
 
 
 def test_runs_one_after_the_other_do_not_mix(models: Path, captures: bool) -> None:
@@ -204,6 +214,27 @@ def test_closing_gives_everything_back(models: Path) -> None:
     rig.engine.close()
 
 
+def test_nothing_outlives_the_end_of_a_context_that_pycuda_could_not_free(
+    models: Path, captures: bool
+) -> None:
+    rig = make(models, "language", captures=captures)
+    context = rig.open()
+    context.run([batch("language", 3, 20)])
+    assert rig.driver.alive["pinned"] > 1
+    context.close()
+    assert +rig.driver.alive == {}
+    assert rig.driver.leaked == []
+
+
+def test_context_that_cannot_be_opened_gives_back_what_it_has(models: Path) -> None:
+    rig = make(models, "digits-classify")
+    rig.api.loaded[0].refuse = lambda: True
+    with pytest.raises(EngineError, match="refused the batch"):
+        rig.open()
+    assert rig.gpu.usage.contexts == rig.gpu.usage.device_bytes == 0
+    assert rig.driver.calls["mem_alloc"] == rig.driver.calls["free"]
+
+
 def test_engine_is_loaded_anew_from_its_plan(models: Path) -> None:
     rig = make(models, "digits-classify")
     context = rig.open()
@@ -248,6 +279,23 @@ def test_state_of_the_gpu_is_asked_for_after_a_failure_that_names_no_code(models
     wanted = r"refused the batch.*; the GPU's state is CUDA_ERROR_ILLEGAL_ADDRESS \(700\)"
     with pytest.raises(DeviceLost, match=wanted):
         context.run([batch("digits-classify", 1)])
+
+
+@pytest.mark.parametrize("how", ["open", "rebuild"])
+def test_gpu_that_is_found_lost_while_a_context_is_made_is_told_and_nothing_is_freed(
+    models: Path, how: str
+) -> None:
+    rig = make(models, "digits-classify")
+    context = rig.open()
+
+    def refuse() -> bool:
+        rig.library.state = 719
+        return True
+
+    rig.api.loaded[0].refuse = refuse
+    with pytest.raises(DeviceLost, match="719"):
+        rig.open() if how == "open" else context.rebuild()
+    assert rig.driver.calls["free"] == 0
 
 
 def test_copy_without_memory_is_out_of_memory(models: Path) -> None:

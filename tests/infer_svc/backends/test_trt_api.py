@@ -3,7 +3,7 @@
 import logging
 import re
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,15 @@ def test_no_module_at_all_is_told_with_the_reasons(monkeypatch: pytest.MonkeyPat
 def test_types_are_numpys(api: Api) -> None:
     assert api.trt.nptype(api.trt.DataType.FLOAT) == np.float32
     assert (api.is_rtx, api.flavour) == (True, "tensorrt_rtx")
+
+
+def test_tensor_of_a_type_that_numpy_has_not_is_refused_by_its_name(api: Api) -> None:
+    engine = SimpleNamespace(
+        num_io_tensors=1, get_tensor_name=lambda index: "x",
+        get_tensor_dtype=lambda name: api.trt.bfloat16,
+    )  # fmt: skip
+    with pytest.raises(EngineError, match=r"tensor 'x' is DataType\.BF16, which NumPy has not"):
+        api.tensors(engine)
 
 
 def test_progress_is_told_by_phases_up_to_their_last_step(api: Api, relu: Path) -> None:
