@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from infer_svc.backends import Engine
 from infer_svc.batcher import Batcher
@@ -18,8 +20,9 @@ from mesh.tensor import Tensors, check_tensors
 
 log = logging.getLogger(__name__)
 
-OPEN_TRIES = 3
-"""A context that could not be opened may be opened the next time."""
+TRIES = 3
+"""A context that could not be opened may be opened the next time, and a warm-up may pass."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -85,12 +88,17 @@ def rows_of(tensors: Tensors, max_rows: int, name: str) -> int:
 
 
 def _open_lane(name: str, engine: Engine, loop: asyncio.AbstractEventLoop) -> Lane:
-    for _ in range(OPEN_TRIES - 1):
+    return _tried("no context", name, lambda: Lane(name, engine, loop))
+
+
+def _tried(event: str, lane: str, work: Callable[[], T]) -> T:
+    """Return what comes of some work; its first failures are only logged."""
+    for _ in range(TRIES - 1):
         try:
-            return Lane(name, engine, loop)
+            return work()
         except EngineError as err:
-            log.warning("no context", extra={"lane": name, "error": str(err)})
-    return Lane(name, engine, loop)
+            log.warning(event, extra={"lane": lane, "error": str(err)})
+    return work()
 
 
 def _warm_up(model: Model, lanes: Iterable[Lane]) -> Golden | None:
@@ -98,12 +106,21 @@ def _warm_up(model: Model, lanes: Iterable[Lane]) -> Golden | None:
     name = model.config.name
     golden = None
     for tensors, count in warmup_inputs(model):
-        check_tensors(tensors, model.config.inputs)
-        rows = rows_of(tensors, model.config.max_rows, name)
+        try:
+            check_tensors(tensors, model.config.inputs)
+            rows = rows_of(tensors, model.config.max_rows, name)
+        except InvalidInput as err:
+            raise InvalidInput(f"a warm-up of model {name!r} does not fit it: {err}") from err
         for lane in lanes:
             for _ in range(count):
-                error = lane.run(Batch([tensors], [rows])).error
-                if error is not None:
-                    raise EngineError(f"a warm-up of model {name!r} failed: {error}") from error
-            golden = golden or Golden.record(tensors, lane.answer)
+                _tried("warm-up failed", lane.name, partial(_run, name, lane, tensors, rows))
+            golden = golden or _tried(
+                "warm-up failed", lane.name, partial(Golden.record, tensors, lane.answer)
+            )
     return golden
+
+
+def _run(name: str, lane: Lane, tensors: Tensors, rows: int) -> None:
+    error = lane.run(Batch([tensors], [rows])).error
+    if error is not None:
+        raise EngineError(f"a warm-up of model {name!r} failed: {error}") from error
