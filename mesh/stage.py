@@ -83,7 +83,11 @@ class Stage:
         serve_metrics(self._settings.metrics_port, self._registry)
         await self.host.start()
         if prepare is not None:
-            await prepare()
+            try:
+                await prepare()
+            except BaseException:
+                await self.host.abandon()
+                raise
         self._server.open()
         for service in ("", self._name):
             self.host.set_health(service, True)
