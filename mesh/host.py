@@ -151,7 +151,10 @@ def serve_metrics(port: int, registry: Collector = REGISTRY) -> None:
     try:
         start_http_server(port, registry=registry)
     except OSError as err:
-        raise SettingsError(f"cannot serve metrics at port {port}: {err.strerror}") from err
+        raise SettingsError(
+            f"cannot serve metrics at port {port}: {err.strerror}; choose another for the setting "
+            "METRICS_PORT of this service, or 0 for none"
+        ) from err
 
 
 def _demand_address(bind: str) -> None:
