@@ -14,6 +14,7 @@ from gateway.settings import GatewaySettings
 from gateway.trace_store import StoreExporter, TraceStore, trace_service
 from mesh import log, telemetry
 from mesh.client import ClientLimits, StageClient
+from mesh.errors import SettingsError
 from mesh.host import Host, run_process, serve_metrics
 from mesh.server import Limits
 from mesh.settings import TelemetrySettings, load
@@ -50,8 +51,12 @@ async def main() -> None:
             host.add(*trace_service(store))
         watch_stages(stages)
         scrape = Scrape(REGISTRY, stages.all(), asyncio.get_running_loop())
-        serve_metrics(settings.metrics_port, scrape)
         await host.start()
+        try:
+            serve_metrics(settings.metrics_port, scrape)
+        except SettingsError:
+            await host.abandon()
+            raise
         watch = asyncio.create_task(runner.watch(host))
         signalled = asyncio.create_task(host.wait_for_signal())
         # The watch never ends by itself: its error must end the process, not leave a stale health.

@@ -14,6 +14,7 @@ SEAMS = ("h2d", "enqueue", "sync", "context", "memory", "stall", "device", "ille
 in other ways: no memory, work that takes long, a GPU that is lost. The last two are real on a GPU:
 a kernel that writes to address 0, and one that never ends."""
 STALL_S = 3600.0
+LONGEST_STALL_S = 86400.0
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,11 @@ def parse_faults(text: str) -> Faults:
             fault = Fault(float(rate), float(seconds) if seconds else STALL_S)
         except ValueError:
             fault = Fault(-1)
-        if seam not in SEAMS or not 0 <= fault.rate <= 1 or (seconds and seam != "stall"):
+        timed = 0 <= fault.seconds <= LONGEST_STALL_S and (not seconds or seam == "stall")
+        if seam not in SEAMS or not 0 <= fault.rate <= 1 or not timed:
             raise SettingsError(
                 f"fault {word!r} came, wanted SEAM=RATE with one of {SEAMS} and a rate from 0 to "
-                "1; stall=RATE:SECONDS"
+                f"1; stall=RATE:SECONDS, at most {LONGEST_STALL_S:.0f}"
             )
         faults[seam] = fault
     return Faults(faults)

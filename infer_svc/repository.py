@@ -97,7 +97,7 @@ def load_model(folder: Path, machine: Machine) -> Model:
             f"this machine has {sorted(BACKENDS)}"
         )
     path = model_file(version, config)
-    if not path.exists():
+    if not path.is_file():
         raise SettingsError(f"model {config.name!r} has no file {path}")
     try:
         placements = tuple(
@@ -123,7 +123,9 @@ def version_folder(folder: Path) -> Path:
     """
     versions = _versions(folder)
     if not versions:
-        raise SettingsError(f"model {folder.name!r} has no version: a folder {folder / '1'} …")
+        raise SettingsError(
+            f"model {folder.name!r} has no version: wanted a folder {folder / '1'} with its file"
+        )
     return folder / str(versions[-1])
 
 
@@ -138,7 +140,13 @@ def places(config: ModelConfig) -> dict[int | None, int]:
         if group.gpus is None:
             gpus: list[int | None] = [None]
         else:
-            visible = visible_gpus()
+            try:
+                visible = visible_gpus()
+            except SettingsError as err:
+                raise SettingsError(
+                    f"model {config.name!r} wants {_gpus(group.gpus)}: {err}, or give it an "
+                    "instance_group of KIND_CPU if it is an ONNX model"
+                ) from err
             if not visible or any(gpu >= visible for gpu in group.gpus):
                 raise SettingsError(
                     f"model {config.name!r} wants {_gpus(group.gpus)}, this process sees "

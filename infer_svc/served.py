@@ -103,8 +103,11 @@ def _warm_up(model: Model, lanes: Iterable[Lane]) -> Golden | None:
     name = model.config.name
     golden = None
     for tensors, count in warmup_inputs(model):
-        check_tensors(tensors, model.config.inputs)
-        rows_of(tensors, model.config.max_rows, name)
+        try:
+            check_tensors(tensors, model.config.inputs)
+            rows_of(tensors, model.config.max_rows, name)
+        except InvalidInput as err:
+            raise InvalidInput(f"a warm-up of model {name!r} does not fit it: {err}") from err
         for lane in lanes:
             try:
                 for _ in range(count):

@@ -209,6 +209,11 @@ class InferHandler:
             self._broken[folder.name] = Refused(str(err))
             log.error("model refused", extra={"model": folder.name, "error": str(err)})
             return
+        except Exception as err:  # a boundary: one model must not end the others
+            text = f"model {folder.name!r} cannot be loaded: {type(err).__name__}; see the log"
+            self._broken[folder.name] = Refused(text)
+            log.exception("model refused", extra={"model": folder.name, "error": text})
+            return
         self._served[folder.name] = served
         self.on_health(folder.name, True)
         fields = {
@@ -220,11 +225,7 @@ class InferHandler:
 
     async def _load_coming(self) -> None:
         while self._coming:
-            try:
-                await self._load_one(self._coming[0])
-            except Exception:  # a task of its own; the others are loaded all the same
-                log.exception("model cannot be loaded", extra={"model": self._coming[0].name})
-                self._broken[self._coming[0].name] = Refused("it cannot be loaded; see the log")
+            await self._load_one(self._coming[0])
             self._coming.pop(0)
             self._pin()
             self._tell_serving()

@@ -2,12 +2,19 @@
 
 import os
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic_settings import SettingsConfigDict
 
 from infer_svc.backends.trt_api import Kernels
 from mesh.settings import ServiceSettings
+
+
+def _named(path: Path) -> Path:
+    if path == Path():  # of an empty variable, too
+        raise ValueError("wanted a folder of its own, not the one that the process is in")
+    return path
 
 
 class InferSettings(ServiceSettings):
@@ -34,7 +41,7 @@ class InferSettings(ServiceSettings):
     are in `infer_svc/faults.py`."""
     max_age_s: float = Field(float("inf"), gt=0)
     """A client's stream older than this moves to a new one, so that new replicas get traffic."""
-    engine_cache: Path = Path("~/.cache/trtmesh/engines")
+    engine_cache: Annotated[Path, AfterValidator(_named)] = Path("~/.cache/trtmesh/engines")
     """Where TensorRT's engines are kept; for this user only, as a plan is a program."""
     cuda_graphs: bool = True
     """Whether runs on a GPU become CUDA graphs: one launch for each instead of hundreds."""
@@ -48,8 +55,8 @@ class InferSettings(ServiceSettings):
     measures kernels there and slows them down. While nothing is SERVING it always may, and
     TensorRT-RTX builds without a GPU."""
     preload: str = ""
-    """Models, by name and with commas between, or `*` for all, that are loaded in the background,
-    in this order, once the others serve."""
+    """Models, by name and with commas between, or `*` for all that are not named, that are loaded
+    in the background, in this order, once the others serve."""
 
     @property
     def preloaded(self) -> tuple[str, ...]:

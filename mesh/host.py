@@ -33,6 +33,9 @@ SERVER_OPTIONS = (
 )
 
 
+MAX_PORT = 65535
+
+
 class Host:
     """A gRPC server with health and reflection.
 
@@ -67,7 +70,21 @@ class Host:
             SettingsError: the address cannot be bound.
         """
         self.set_health("", False)
+        try:
+            self._listen()
+        except SettingsError:
+            await self.server.start()  # without an address; else it cannot be stopped
+            await self.abandon()
+            raise
+        await self.server.start()
+
+    async def abandon(self) -> None:
+        """Stop before anything was SERVING; a server that is not stopped complains at the end."""
+        await self.server.stop(None)
+
+    def _listen(self) -> None:
         reflection.enable_server_reflection([*self._names, reflection.SERVICE_NAME], self.server)
+        _demand_address(self._bind)
         _remove_stale_socket(self._bind)
         try:
             self.server.add_insecure_port(self._bind)
@@ -76,7 +93,6 @@ class Host:
                 f"cannot listen at {self._bind}: is the port in use, or the address not of this "
                 "machine? Stop the other program or choose another address"
             ) from err
-        await self.server.start()
 
     async def wait_for_signal(self) -> None:
         """Wait for SIGTERM or SIGINT; a second one ends the process at once."""
@@ -135,7 +151,20 @@ def serve_metrics(port: int, registry: Collector = REGISTRY) -> None:
     try:
         start_http_server(port, registry=registry)
     except OSError as err:
-        raise SettingsError(f"cannot serve metrics at port {port}: {err.strerror}") from err
+        raise SettingsError(
+            f"cannot serve metrics at port {port}: {err.strerror}; choose another for the setting "
+            "METRICS_PORT of this service, or 0 for none"
+        ) from err
+
+
+def _demand_address(bind: str) -> None:
+    """Refuse what gRPC would read as another port: it takes 65537 for 1."""
+    port = bind.rpartition(":")[2]
+    if bind.startswith("unix:") or (port.isascii() and port.isdigit() and int(port) <= MAX_PORT):
+        return
+    raise SettingsError(
+        f"cannot listen at {bind}: wanted host:port, with a port up to {MAX_PORT}, or unix:/path"
+    )
 
 
 def _remove_stale_socket(bind: str) -> None:

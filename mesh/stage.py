@@ -80,10 +80,14 @@ class Stage:
         Args:
             prepare: load and warm up; nothing is SERVING before it returns.
         """
-        serve_metrics(self._settings.metrics_port, self._registry)
         await self.host.start()
-        if prepare is not None:
-            await prepare()
+        try:
+            serve_metrics(self._settings.metrics_port, self._registry)
+            if prepare is not None:
+                await prepare()
+        except BaseException:
+            await self.host.abandon()
+            raise
         self._server.open()
         for service in ("", self._name):
             self.host.set_health(service, True)

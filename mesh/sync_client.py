@@ -1,5 +1,6 @@
 """A small blocking client of the gateway, whose every call begins a sampled trace."""
 
+import logging
 from types import TracebackType
 from typing import TypeVar
 
@@ -9,7 +10,7 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.trace import SpanKind
 
 from mesh import telemetry
-from mesh.errors import MeshError
+from mesh.errors import MeshError, StageUnavailable
 from mesh.settings import TelemetrySettings, load
 from mesh.status import from_rpc_error, to_status
 
@@ -51,6 +52,9 @@ class MeshClient:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
+        if isinstance(error, StageUnavailable):
+            # A gateway that is away takes no spans either, and one error is enough.
+            logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
         if self._tracing is not None:
             self._tracing.shutdown()
         self._channel.close()

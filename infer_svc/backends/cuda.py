@@ -154,7 +154,7 @@ def load_driver() -> Any:
     try:
         from pycuda import driver  # noqa: PLC0415  needs the driver's library
     except ImportError as err:
-        raise SettingsError(f"no PyCUDA: {err}; install trtmesh[tensorrt]") from err
+        raise SettingsError(f"no PyCUDA: {err}; see `trtmesh doctor --gpu`") from err
     try:
         driver.init()
     except driver.Error as err:

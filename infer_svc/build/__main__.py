@@ -9,6 +9,8 @@ from infer_svc.build.listing import add_list
 from infer_svc.build.profiling import add_profile
 from mesh.errors import MeshError
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as a shell has it."""
 COMMANDS = (add_build, add_list, add_profile, add_compare, add_order)
 
 
@@ -24,6 +26,8 @@ def main() -> int:
     except MeshError as err:
         sys.stderr.write(f"trtmesh: {err}\n")
         return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -39,14 +39,14 @@ WISHES = (
 )  # fmt: skip
 NOTE = "config.pbtxt wants another engine; a server takes this one where its config says the same"
 TOLD_EVERY_S = 0.1
-LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s %(line)s"
+LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s %(folder)s%(line)s %(error)s"
 
 
 def add_build(commands: Commands) -> None:
     """Add `build` to a command line."""
     parser = commands.add_parser("build", help="build a model's engine into the cache")
     add_model(parser)
-    parser.add_argument("--parent", type=int, metavar="PID", help="end with this process")
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # `trtmesh` ends with it
     parser.set_defaults(run=build_command)
 
 
@@ -64,7 +64,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", type=Path, metavar="DIR", help="default: INFER_ENGINE_CACHE")
     parser.add_argument("--gpu", type=int, default=0, metavar="N", help="number of a visible GPU")
     wishes = parser.add_argument_group("instead of what config.pbtxt says")
-    wishes.add_argument("--precision", choices=PRECISIONS)
+    wishes.add_argument("--precision", choices=PRECISIONS, type=str.lower)
     wishes.add_argument(
         "--calibration", type=Path, metavar="DATA", help="an .npz file, or a folder of .npz or .npy"
     )
@@ -112,6 +112,11 @@ def model_of(arguments: argparse.Namespace) -> tuple[Path, ModelConfig]:
         there = sorted(child.name for child in arguments.models.glob("*") if child.is_dir())
         raise NotFound(f"{arguments.models} has no model {arguments.model!r}; it has {there}")
     config = read_config(folder)
+    if config.ensemble:
+        parts = sorted({step.model for step in config.ensemble})
+        raise SettingsError(
+            f"model {config.name!r} is an ensemble and has no engine; build those of {parts}"
+        )
     given = vars(arguments)
     wishes: dict[str, Any] = {name: given[name] for name in WISHES if given[name] is not None}
     if "keep" in wishes:
@@ -177,8 +182,9 @@ def _received(stream: TextIO) -> Order:
 def _run(arguments: argparse.Namespace, wanted: Callable[[], tuple[Order, str]]) -> int:
     worker.prepare(arguments.parent)
     handler = logging.StreamHandler(sys.stderr)
-    # TensorRT's words are in a field of their own.
-    handler.setFormatter(logging.Formatter(LOG_FORMAT, defaults={"line": ""}))
+    # TensorRT's words are in a field of their own, and so is why an engine of the cache is ignored.
+    blank = {"line": "", "folder": "", "error": ""}
+    handler.setFormatter(logging.Formatter(LOG_FORMAT, defaults=blank))
     logging.basicConfig(level="DEBUG", handlers=[handler])
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as stream:
         os.dup2(2, 1)  # a library that prints, as a plugin may, must not stand between the lines
@@ -199,7 +205,7 @@ def _result(wanted: Callable[[], tuple[Order, str]], lines: Lines) -> tuple[str,
     manifest = built.engine.manifest
     assert manifest is not None
     return "found" if built.found else "built", {
-        "model": manifest.model, "precision": manifest.recipe["precision"],
+        "model": order.model, "precision": order.recipe.precision,
         "target": str(manifest.key.target), "bytes": manifest.plan_bytes,
         "build_s": manifest.build_s, "folder": str(built.engine.plan.parent),
         "note": note,

@@ -70,8 +70,11 @@ class EngineCache:
             )
         if not os.access(self.root, os.W_OK | os.X_OK):
             raise SettingsError(f"engine cache {self.root} cannot be written; {fix}")
-        for name in ("locks", "work", "failed"):
-            (self.root / name).mkdir(mode=0o700, exist_ok=True)
+        try:
+            for name in ("locks", "work", "failed"):
+                (self.root / name).mkdir(mode=0o700, exist_ok=True)
+        except OSError as err:
+            raise SettingsError(f"engine cache {self.root} cannot be used: {err}; {fix}") from err
 
     def find(self, key: Key) -> CachedEngine | None:
         """Return the engine of a key; one that is broken or of another key is as good as missing.
@@ -101,6 +104,7 @@ class EngineCache:
                 manifest = read_manifest(folder / MANIFEST)
                 if manifest.key.digest != folder.name:
                     raise SettingsError("its manifest is of another key")
+                manifest.check_size(folder / PLAN)
                 found.append((folder, manifest))
             except SettingsError as err:
                 found.append((folder, err))
@@ -114,7 +118,7 @@ class EngineCache:
             key: of the engine.
             waiting: called when another process is building it, before waiting for that.
         """
-        with self._lock_file(key) as file:
+        with self._lock_file(key.digest) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -149,20 +153,16 @@ class EngineCache:
 
     def abandon(self, key: Key) -> None:
         """Remove the key's folder and keep only its log; only for who has its lock."""
-        folder = self.work(key)
-        if (folder / LOG).exists():
-            os.replace(folder / LOG, self.failed_log(key))
-        shutil.rmtree(folder, ignore_errors=True)
+        self._abandon(key.digest)
 
     def salvage(self, key: Key) -> None:
         """Do the same for a builder that was killed, unless the next one does so already."""
-        with self._lock_file(key) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return
-            if self.work(key).exists():
-                self.abandon(key)
+        self._salvage(key.digest)
+
+    def sweep(self) -> None:
+        """Do the same for every builder that was killed."""
+        for folder in sorted((self.root / "work").iterdir()):
+            self._salvage(folder.name)
 
     def work(self, key: Key) -> Path:
         """Return the folder that a key is built in."""
@@ -172,10 +172,25 @@ class EngineCache:
         """Return where the log of a key's last failed build is."""
         return self.root / "failed" / f"{key.digest}.log"
 
+    def _abandon(self, digest: str) -> None:
+        folder = self.root / "work" / digest
+        if (folder / LOG).exists():
+            os.replace(folder / LOG, self.root / "failed" / f"{digest}.log")
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _salvage(self, digest: str) -> None:
+        with self._lock_file(digest) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            if (self.root / "work" / digest).exists():
+                self._abandon(digest)
+
     @contextmanager
-    def _lock_file(self, key: Key) -> Iterator[int]:
+    def _lock_file(self, digest: str) -> Iterator[int]:
         # It stays: who removes a lock's file takes it from those that wait for it.
-        path = self.root / "locks" / f"{key.digest}.lock"
+        path = self.root / "locks" / f"{digest}.lock"
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             yield file

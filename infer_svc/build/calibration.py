@@ -7,9 +7,11 @@ several files; the `.npy` files of a folder are one set.
 
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from mesh.tensor import NUMPY_DTYPES, Array, Tensors, TensorSpec, check_tensors
 RANDOM_ROWS = 8
 RANDOM_SIZE = 16
 """Of random data, where a model leaves a size open."""
+_BROKEN = (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ def read_samples(path: Path, inputs: Sequence[TensorSpec]) -> Samples:
                 f"calibration data {place} has {counts} rows, wanted as many of each input, "
                 "and at least one"
             )
+        _demand_finite(place, tensors)
         sets.append(tensors)
     return Samples(tuple(sets), by_rows, str(path))
 
@@ -121,6 +125,17 @@ def content_hash(path: Path) -> str:
     return found.hexdigest()
 
 
+def _demand_finite(place: Path, tensors: Tensors) -> None:
+    """Refuse NaN: where both models give it, the comparison would find nothing wrong."""
+    for name, array in tensors.items():
+        wrong = array.size - np.count_nonzero(np.isfinite(array)) if array.dtype.kind == "f" else 0
+        if wrong:
+            raise SettingsError(
+                f"calibration data {place}: {wrong} of the {array.size} numbers of {name!r} are "
+                "NaN or infinite, wanted what the model is given in use"
+            )
+
+
 def _by_rows(inputs: Sequence[TensorSpec]) -> bool:
     return all(spec.shape and spec.shape[0] == -1 for spec in inputs)
 
@@ -131,7 +146,7 @@ def _sets(path: Path) -> list[tuple[Path, Tensors]]:
         sets = [(file, _arrays(file)) for file in files]
         single = {file.stem: _array(file) for file in sorted(path.glob("*.npy"))}
         sets += [(path, single)] if single else []
-    elif path.suffix == ".npz" and path.exists():
+    elif path.suffix == ".npz" and path.is_file():
         sets = [(path, _arrays(path))]
     else:
         sets = []
@@ -144,19 +159,41 @@ def _sets(path: Path) -> list[tuple[Path, Tensors]]:
 
 
 def _arrays(path: Path) -> Tensors:
-    try:
-        with np.load(path, allow_pickle=False) as loaded:
-            return {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as err:
-        raise SettingsError(f"calibration data {path} cannot be read: {err}") from err
+    found = _loaded(path)
+    if isinstance(found, np.ndarray):
+        raise SettingsError(
+            f"calibration data {path} is one array without a name, wanted an .npz file as "
+            "numpy.savez writes it"
+        )
+    return found
 
 
 def _array(path: Path) -> Array:
+    found = _loaded(path)
+    if not isinstance(found, np.ndarray):
+        raise SettingsError(f"calibration data {path} is an .npz file; name it so")
+    return found
+
+
+def _loaded(path: Path) -> Array | Tensors:
+    """Return an array, or those of an .npz file by name."""
     try:
-        array: Array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as err:
-        raise SettingsError(f"calibration data {path} cannot be read: {err}") from err
-    return array
+        loaded: Any = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
+            found: Tensors = {name: loaded[name] for name in loaded.files}
+    except _BROKEN as err:
+        raise SettingsError(f"calibration data {path} cannot be read: {_told(err)}") from err
+    for name, array in found.items():
+        if not isinstance(array, np.ndarray):  # a file of the archive that NumPy did not write
+            raise SettingsError(f"calibration data {path} has {name!r}, which is no array")
+    return found
+
+
+def _told(err: Exception) -> str:
+    """Return an error's text; NumPy's own says how to trust the file, which nobody should."""
+    return "NumPy did not write it, or not numbers" if "allow_pickle" in str(err) else str(err)
 
 
 def _random(spec: TensorSpec, by_rows: bool, rng: np.random.Generator) -> Array:

@@ -27,7 +27,7 @@ def add_compare(commands: Commands) -> None:
     parser.add_argument("model", metavar="MODEL", help="a name in the repository or an ONNX file")
     parser.add_argument("--models", type=Path, default=Path("models"), metavar="DIR")
     parser.add_argument(
-        "--precision", nargs="+", choices=ALTERED, metavar="PRECISION",
+        "--precision", nargs="+", choices=ALTERED, type=str.lower, metavar="PRECISION",
         help=f"of {', '.join(ALTERED)}; without it fp16, and int8 where there is calibration data",
     )  # fmt: skip
     parser.add_argument(

@@ -28,7 +28,8 @@ def package(name: str = "onnx") -> Any:
         return importlib.import_module(name)
     except ImportError as err:
         raise SettingsError(
-            f"converting a model needs the package onnx ({err}); pip install 'trtmesh[tensorrt]'"
+            f"reading and converting a model needs the package onnx ({err}); "
+            "pip install 'onnx>=1.18'"
         ) from err
 
 

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import mmap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,11 @@ from mesh.errors import SettingsError
 PORTABLE = "portable"
 """TensorRT-RTX: one engine for every kind of GPU it knows."""
 FORMAT = 1
+_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    "model": str, "recipe": dict, "plan_sha256": str, "plan_bytes": int, "created": str,
+    "build_s": (int, float), "trtmesh": str, "gpu": str,
+}  # fmt: skip
+"""Of the fields of a manifest."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +99,25 @@ class Manifest:
             target = Target(**key.pop("target"))
             plugins = tuple(key.pop("plugins"))
             made = cls(key=Key(target=target, plugins=plugins, **key), **values)
-        except (ValueError, TypeError, KeyError, AttributeError) as err:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:
             raise SettingsError(f"this is no manifest of an engine: {err!r}") from err
+        for name, kind in _KINDS.items():
+            if not isinstance(value := getattr(made, name), kind):
+                raise SettingsError(f"this is no manifest of an engine: its {name} is {value!r}")
         return made
+
+    def check_size(self, plan: Path) -> None:
+        """Compare a plan's size with the one here.
+
+        Raises:
+            SettingsError: it is missing or another one.
+        """
+        try:
+            size = plan.stat().st_size
+        except OSError as err:
+            raise SettingsError(f"{plan} cannot be read: {err.strerror}") from err
+        if size != self.plan_bytes:
+            raise SettingsError(f"{plan} has {size} bytes, its manifest says {self.plan_bytes}")
 
     def check_plan(self, plan: Path) -> None:
         """Compare a plan with its size and hash here.
@@ -104,10 +125,8 @@ class Manifest:
         Raises:
             SettingsError: it is missing or another one; the text says what differs.
         """
+        self.check_size(plan)
         try:
-            size = plan.stat().st_size
-            if size != self.plan_bytes:
-                raise SettingsError(f"{plan} has {size} bytes, its manifest says {self.plan_bytes}")
             found = file_hash([plan])
         except OSError as err:
             raise SettingsError(f"{plan} cannot be read: {err.strerror}") from err

@@ -13,6 +13,8 @@ PRECISIONS = ("fp32", "fp16", "int8")
 TOLERANCES = {"fp32": 0.0, "fp16": 0.01, "int8": 0.1}
 """Largest error of an output where a recipe names none; the demo models lose up to 0.0008 and
 0.02."""
+LARGEST_WORKSPACE = 2**24
+"""MiB; more than any GPU has, and TensorRT takes it."""
 STEPS = 1
 """Number of the conversion; count it up when the same recipe begins to give another model."""
 
@@ -53,8 +55,11 @@ class Recipe:
         path = self.calibration
         _demand(path is None or isinstance(path, Path), "calibration", path, "a path")
         size = self.workspace_mbytes
-        whole = isinstance(size, int) and not isinstance(size, bool) and size > 0
-        _demand(whole, "workspace_mbytes", size, "a whole number of MiB above 0")
+        whole = isinstance(size, int) and not isinstance(size, bool)
+        _demand(
+            whole and 0 < size <= LARGEST_WORKSPACE,
+            "workspace_mbytes", size, f"a whole number of MiB from 1 to {LARGEST_WORKSPACE}",
+        )  # fmt: skip
         limit = self.tolerance
         number = isinstance(limit, int | float) and not isinstance(limit, bool)
         _demand(

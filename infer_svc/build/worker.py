@@ -68,8 +68,16 @@ def build(order: Order, tell: Tell) -> Built:
         Refused: the engine would lose more than the recipe allows.
         EngineError: the model cannot be converted or built.
     """
+    try:
+        return _obtain(order, tell)
+    except OSError as err:  # of a full disk, in whatever step
+        raise SettingsError(f"engine cache {order.cache} cannot be used: {err}") from err
+
+
+def _obtain(order: Order, tell: Tell) -> Built:
     cache = EngineCache(order.cache)
     cache.open()
+    cache.sweep()
     api = tensorrt_api()
     _show_gpu(api, order.gpu)
     api.load_plugins(order.plugins)
@@ -100,6 +108,8 @@ def visible(variable: str | None, gpu: int) -> str:
     Raises:
         SettingsError: there are not so many.
     """
+    if gpu < 0:
+        raise SettingsError(f"GPU {gpu} came, wanted a number from 0")
     if variable is None:
         return str(gpu)
     names = [name.strip() for name in variable.split(",") if name.strip()]

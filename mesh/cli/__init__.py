@@ -17,6 +17,10 @@ COMMANDS = {
 light."""
 
 
+NOBODY = "failed to connect to all addresses"
+"""What gRPC says where nobody listens."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -33,8 +37,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status: int = arguments.run(arguments)
     except MeshError as err:
-        print(f"trtmesh: {err}", file=sys.stderr)
+        print(f"trtmesh: {_explained(str(err), arguments)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     return status
+
+
+def _explained(error: str, arguments: argparse.Namespace) -> str:
+    """Return an error's text, where nobody is there with what to do."""
+    if not error.startswith(NOBODY) or "gateway" not in arguments:
+        return error
+    return (
+        f"nobody answers at {arguments.gateway}; start a mesh with `trtmesh up`, or say where it "
+        f"is with --gateway ({error})"
+    )

@@ -23,6 +23,8 @@ ACTIONS = {
 BAR = 24
 """Characters of the bar."""
 WIDTH = 79
+CLEANUP_S = 5.0
+"""After Ctrl-C, before a program is killed."""
 
 
 def add_commands(commands: Commands) -> None:
@@ -43,8 +45,21 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the program to its end; return its exit status."""
     words = [*PROGRAM, arguments.action, *arguments.rest]
     if arguments.action != "build":
-        return subprocess.run(words, check=False).returncode
+        return follow(words)
     return build([*words, "--parent", str(os.getpid())], sys.stdout)
+
+
+def follow(words: list[str]) -> int:
+    """Run a program to its end; Ctrl-C reaches it too, and it may clean up after itself."""
+    with subprocess.Popen(words) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            try:
+                process.wait(CLEANUP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise
 
 
 def build(words: list[str], screen: TextIO) -> int:
@@ -62,7 +77,7 @@ def build(words: list[str], screen: TextIO) -> int:
         except KeyboardInterrupt:
             process.kill()
             process.wait()
-            say("stopped; nothing was kept of this build")
+            say("stopped; there is no engine of this build")
             raise
     if "result" in result:
         _tell(result, screen)

@@ -51,6 +51,11 @@ async def wait_ready(address: str, timeout_s: float) -> bool:
 async def _up(arguments: argparse.Namespace) -> int:
     if not arguments.models.is_dir():
         raise SettingsError(f"model repository {arguments.models} is no folder; see --models")
+    if await _answers(arguments.bind):
+        raise SettingsError(
+            f"cannot listen at {arguments.bind}: another program does, perhaps a mesh; stop it, or "
+            "choose another --bind"
+        )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -77,6 +82,17 @@ async def _up(arguments: argparse.Namespace) -> int:
         say(supervisor.failed.result())
         return 2
     return 0
+
+
+async def _answers(address: str) -> bool:
+    """Tell whether anybody listens: a mesh that runs already must not be taken for this one."""
+    host, _, port = address.rpartition(":")
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(host.strip("[]"), port), 2)
+    except (OSError, ValueError, OverflowError):  # the gateway says what is wrong with an address
+        return False
+    writer.close()
+    return True
 
 
 def _replicas(given: list[str]) -> dict[str, int]:

@@ -51,6 +51,12 @@ def test_several_seams_may_be_named() -> None:
         faults.at("sync")
 
 
+@pytest.mark.parametrize("seconds", ["-5", "nan", "1e300"])
+def test_stall_that_nobody_can_wait_for_is_refused(seconds: str) -> None:
+    with pytest.raises(SettingsError, match=r"stall=RATE:SECONDS, at most 86400"):
+        parse_faults(f"stall=0.1:{seconds}")
+
+
 @pytest.mark.parametrize(
     "text", ["nowhere=1", "h2d", "h2d=", "h2d=2", "h2d=-0.1", "h2d=nan", "h2d=1:5", "stall=1:x"]
 )

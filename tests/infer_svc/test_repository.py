@@ -1,3 +1,4 @@
+import os
 import struct
 import subprocess
 import sys
@@ -53,6 +54,25 @@ def test_gpu_that_is_not_there_is_refused_by_its_number(
     config = read_config(write_model(tmp_path, "m", None, "instance_group [ { gpus: [ 1 ] } ]"))
     with pytest.raises(SettingsError, match=rf"wants the GPUs \[1\], this process sees {visible}"):
         places(config)
+
+
+def test_model_that_wants_a_gpu_without_a_driver_is_refused_with_its_name_and_both_fixes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pycuda", None)
+    text = "instance_group [ { kind: KIND_GPU } ]"
+    config = read_config(write_model(tmp_path, "m", None, text))
+    with pytest.raises(
+        SettingsError, match=r"'m' wants a GPU: no PyCUDA: .*trtmesh doctor --gpu.*KIND_CPU"
+    ):
+        places(config)
+
+
+def test_model_file_that_is_no_file_is_missing_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, "m", None, "")
+    os.mkfifo(folder / "1/model.onnx")
+    with pytest.raises(SettingsError, match=r"'m' has no file .*model\.onnx"):
+        load_model(folder, Machine())
 
 
 @pytest.mark.parametrize("kind", ["missing", "file"])
@@ -169,7 +189,7 @@ def test_config_may_leave_out_an_output(tmp_path: Path) -> None:
 
 def test_model_without_version_is_refused_with_the_folder_it_needs(tmp_path: Path) -> None:
     folder = write_model(tmp_path, "m", None, "", versions=())
-    with pytest.raises(SettingsError, match=f"'m' has no version: a folder {folder / '1'}"):
+    with pytest.raises(SettingsError, match=f"'m' has no version: wanted a folder {folder / '1'}"):
         load_model(folder, Machine())
 
 
@@ -359,7 +379,7 @@ def test_ensemble_needs_no_file_in_its_version(tmp_path: Path) -> None:
 
 def test_ensemble_without_a_version_is_refused(tmp_path: Path) -> None:
     folder = write_model(tmp_path, "e", None, ENSEMBLE, versions=())
-    with pytest.raises(SettingsError, match=r"'e' has no version: a folder .*/e/1"):
+    with pytest.raises(SettingsError, match=r"'e' has no version: wanted a folder .*/e/1"):
         load_model(folder, Machine())
 
 

@@ -23,14 +23,19 @@ CONFIG = "max_batch_size: 4 instance_group [ { count: 2 } ]"
 
 
 class Failing(Faults):
-    """Fails the first times that a context is made."""
+    """Fails the first times that a seam is passed, or the first after some."""
 
-    def __init__(self, times: int) -> None:
-        super().__init__({"context": Fault(1.0)})
+    def __init__(self, times: int, seam: str = "context", after: int = 0) -> None:
+        super().__init__({seam: Fault(1.0)})
         self.left = times
+        self.seam = seam
+        self.after = after
 
     def at(self, seam: str) -> None:
-        if seam == "context":
+        if seam == self.seam:
+            self.after -= 1
+            if self.after >= 0:
+                return
             self.left -= 1
             if self.left < 0:
                 return
@@ -76,6 +81,27 @@ async def test_context_that_cannot_be_made_at_first_is_made_the_next_time(tmp_pa
     lanes, spares, _ = open_lanes(made, asyncio.get_running_loop())
     assert len(lanes) == 2
     close([*lanes, *spares])
+
+
+@pytest.mark.parametrize("after", [0, 1], ids=["a warm-up", "the known batch"])
+async def test_warm_up_that_fails_at_first_may_pass_the_next_time(
+    after: int, tmp_path: Path
+) -> None:
+    folder = write_model(tmp_path, "m", graphs.identity(dims=("n", 4)), CONFIG)
+    made = load_model(folder, Machine(1, Failing(TRIES - 1, "enqueue", after)))
+    lanes, spares, golden = open_lanes(made, asyncio.get_running_loop())
+    assert golden is not None
+    close([*lanes, *spares])
+
+
+async def test_warm_up_that_does_not_fit_is_refused_as_one(tmp_path: Path) -> None:
+    text = (
+        'max_batch_size: 4 model_warmup [ { name: "w" inputs { key: "x" '
+        "value { data_type: TYPE_FP32 dims: [ 5 ] } } } ]"
+    )
+    with pytest.raises(InvalidInput, match=r"a warm-up of model 'm' does not fit it: tensor 'x'"):
+        open_lanes(model(tmp_path, text=text), asyncio.get_running_loop())
+    assert threads() == []
 
 
 async def test_context_that_cannot_be_made_at_all_leaves_no_lane_behind(tmp_path: Path) -> None:

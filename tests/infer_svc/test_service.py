@@ -229,6 +229,12 @@ BROKEN: dict[str, tuple[bytes | None, str, str]] = {
         "value { data_type: TYPE_INT64 dims: [ -1 ] } } } ]",
         r"model_warmup 'w' has dims \[-1\]",
     ),
+    "warmup-larger-than-memory": (
+        graphs.identity(dims=("n", "k")),
+        'max_batch_size: 8 model_warmup [ { name: "w" inputs { key: "x" '
+        "value { data_type: TYPE_FP32 dims: [ 999999999999999 ] } } } ]",
+        "model 'bad' cannot be loaded: .*MemoryError; see the log",
+    ),
     "warmup-fails": (
         graphs.lookup(),
         'max_batch_size: 8 model_warmup [ { name: "w" inputs { key: "x" '

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import socket
+import subprocess
+import sys
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,6 +26,31 @@ from tests.conftest import echo
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 SERVICE = "mesh.v1.Infer"
+
+
+FAILING = """
+import sys
+from prometheus_client import CollectorRegistry
+from mesh import log, telemetry
+from mesh.errors import SettingsError
+from mesh.host import run_process
+from mesh.server import Limits
+from mesh.settings import ServiceSettings, TelemetrySettings
+from mesh.stage import Stage
+
+async def fails():
+    raise SettingsError("no")
+
+async def main():
+    log.configure("test", "INFO")
+    settings = ServiceSettings(bind=sys.argv[1])
+    tracing = telemetry.configure("test", TelemetrySettings())
+    limits = Limits(1, 1, 1.0)
+    stage = Stage("t", settings, None, lambda _: [], tracing, limits, None, CollectorRegistry())
+    await stage.serve(fails)
+
+run_process(main)
+"""
 
 
 def path_of(bind: str) -> Path:
@@ -74,7 +101,16 @@ async def test_two_hosts_do_not_share_a_port() -> None:
 
 
 @pytest.mark.parametrize(
-    "bind", ["unix:/no/such/folder/x.sock", f"unix:/tmp/{'x' * 200}.sock", "256.0.0.1:80"], ids=str
+    "bind",
+    [
+        "unix:/no/such/folder/x.sock",
+        f"unix:/tmp/{'x' * 200}.sock",
+        "256.0.0.1:80",
+        "localhost",
+        "127.0.0.1:65536",
+        "127.0.0.1:http",
+    ],
+    ids=str,
 )
 async def test_address_that_cannot_be_is_an_error_that_names_it(bind: str) -> None:
     with pytest.raises(SettingsError) as caught:
@@ -174,3 +210,14 @@ def test_metrics_are_those_of_the_registry_it_was_given() -> None:
     serve_metrics(port, registry)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
         assert answer.read().decode().splitlines()[-1] == "held 3.0"
+
+
+@pytest.mark.parametrize("ending", ["bind", "prepare"])
+def test_start_that_fails_ends_with_one_line(ending: str, tmp_path: Path) -> None:
+    bind = "localhost:65536" if ending == "bind" else f"unix:{tmp_path / 's.sock'}"
+    ended = subprocess.run(
+        [sys.executable, "-c", FAILING, bind], capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert '"event": "cannot start"' in line

@@ -16,7 +16,7 @@ from tests.infer_svc.backends.fake_gpu import fake_device
 
 def test_without_pycuda_the_fix_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycuda", None)
-    with pytest.raises(SettingsError, match=r"no PyCUDA: .*; install trtmesh\[tensorrt\]"):
+    with pytest.raises(SettingsError, match=r"no PyCUDA: .*; see `trtmesh doctor --gpu`"):
         load_driver()
 
 

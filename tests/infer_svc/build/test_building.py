@@ -12,6 +12,7 @@ from infer_svc.build.recipe import Recipe
 from infer_svc.config import LENGTHS, read_config
 from mesh.errors import NotFound, SettingsError
 from tests.infer_svc.build.orders import model_folder, unbuildable
+from tests.infer_svc.graphs import write_model
 
 
 def arguments(*words: str) -> argparse.Namespace:
@@ -66,6 +67,35 @@ def test_unknown_model_is_not_found_and_those_there_are_are_named(tmp_path: Path
     model_folder(tmp_path)
     with pytest.raises(NotFound, match=r"has no model 'n'; it has \['m'\]"):
         model_of(arguments("n", "--models", str(tmp_path)))
+
+
+def test_ensemble_has_no_engine_and_its_models_are_named(tmp_path: Path) -> None:
+    text = (
+        'platform: "ensemble" input [ { name: "x" data_type: TYPE_FP32 dims: [ 4 ] } ] '
+        'output [ { name: "y" data_type: TYPE_FP32 dims: [ 4 ] } ] ensemble_scheduling { step [ '
+        '{ model_name: "part" input_map { key: "x" value: "x" } '
+        'output_map { key: "y" value: "y" } } ] }'
+    )
+    write_model(tmp_path, "e", None, text)
+    with pytest.raises(SettingsError, match=r"'e' is an ensemble.*build those of \['part'\]"):
+        model_of(arguments("e", "--models", str(tmp_path)))
+
+
+def test_precision_may_be_written_as_in_a_config(tmp_path: Path) -> None:
+    model_folder(tmp_path)
+    _, config = model_of(arguments("m", "--models", str(tmp_path), "--precision", "FP16"))
+    assert config.recipe.precision == "fp16"
+
+
+def test_engine_that_another_model_shares_is_told_by_the_name_that_was_asked(
+    tmp_path: Path,
+) -> None:
+    for name in ("m", "n"):
+        model_folder(tmp_path / "models", name)
+    words = ("--models", str(tmp_path / "models"), "--cache", str(tmp_path / "engines"))
+    assert run("m", *words)[1][-1]["result"] == "built"
+    last = run("n", *words)[1][-1]
+    assert (last["result"], last["model"]) == ("found", "n")
 
 
 def test_wish_that_cannot_be_is_refused(tmp_path: Path) -> None:

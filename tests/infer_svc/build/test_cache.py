@@ -102,6 +102,8 @@ def test_entries_are_listed_and_broken_ones_named(cache: EngineCache) -> None:
     assert all(isinstance(error, SettingsError) for error in found.values())
     good.joinpath("manifest.json").write_text(manifest(key(), b"plan").to_json())
     assert isinstance(dict(cache.entries())[good], Manifest)
+    truncate(good)
+    assert "its manifest says 4" in str(dict(cache.entries())[good])
 
 
 def test_failed_build_leaves_its_log_and_nothing_else(cache: EngineCache) -> None:
@@ -132,6 +134,16 @@ def test_salvage_keeps_the_log_of_a_killed_builder_and_leaves_one_that_works_alo
     cache.salvage(key())
     assert not cache.work(key()).exists()
     assert cache.failed_log(key()).read_text() == "half\n"
+
+
+def test_sweep_removes_what_killed_builders_of_other_engines_left(cache: EngineCache) -> None:
+    (cache.begin(key()) / "build.log").write_text("half\n")
+    other = cache.begin(key(target=FULL))
+    with cache.locked(key(target=FULL)):
+        cache.sweep()
+    assert not cache.work(key()).exists()
+    assert cache.failed_log(key()).read_text() == "half\n"
+    assert other.exists()
 
 
 HOLDER = """
@@ -189,6 +201,13 @@ def test_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match=r"cannot be made: .*INFER_ENGINE_CACHE"):
         EngineCache(tmp_path / "file/engines").open()
+
+
+def test_folder_with_a_file_in_the_way_is_refused(cache: EngineCache) -> None:
+    (cache.root / "locks").rmdir()
+    (cache.root / "locks").touch()
+    with pytest.raises(SettingsError, match=r"cannot be used: .*locks.*INFER_ENGINE_CACHE"):
+        EngineCache(cache.root).open()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")

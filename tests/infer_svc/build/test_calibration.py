@@ -1,5 +1,8 @@
 """Calibration data is the model's, or it is refused by name."""
 
+import io
+import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +95,70 @@ def test_broken_file_and_pickled_objects_are_refused(name: str, tmp_path: Path) 
     with (tmp_path / name).open("wb") as file:
         odd = np.array([{}], object)
         np.savez(file, pixels=odd) if name == "d.npz" else np.save(file, odd)
-    with pytest.raises(SettingsError, match=rf"{name} cannot be read.*allow_pickle"):
+    with pytest.raises(SettingsError, match=rf"{name} cannot be read: NumPy did not"):
         read_samples(tmp_path, [PIXELS])
+
+
+def zipped(path: Path, name: str, content: bytes, method: int = zipfile.ZIP_STORED) -> None:
+    with zipfile.ZipFile(path, "w", method) as file:
+        file.writestr(name, content)
+
+
+def npy(shape: tuple[int, ...]) -> bytes:
+    """The beginning of an array's file, without its numbers."""
+    stream = io.BytesIO()
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream.getvalue()
+
+
+def test_archive_with_a_file_that_is_no_array_is_refused(tmp_path: Path) -> None:
+    zipped(tmp_path / "d.npz", "pixels.txt", b"hello")
+    with pytest.raises(SettingsError, match=r"d\.npz has 'pixels\.txt', which is no array"):
+        content_hash(tmp_path / "d.npz")
+
+
+def test_array_larger_than_the_memory_is_refused(tmp_path: Path) -> None:
+    zipped(tmp_path / "d.npz", "pixels.npy", npy((10**15, 2, 2)))
+    with pytest.raises(SettingsError, match=r"d\.npz cannot be read: Unable to allocate"):
+        content_hash(tmp_path / "d.npz")
+
+
+def test_archive_whose_compressed_numbers_are_damaged_is_refused(tmp_path: Path) -> None:
+    content = npy((64, 64)) + np.random.default_rng(0).bytes(64) * 64
+    zipped(tmp_path / "d.npz", "pixels.npy", content, zipfile.ZIP_DEFLATED)
+    raw = bytearray((tmp_path / "d.npz").read_bytes())
+    raw[60:90] = b"\xff" * 30
+    (tmp_path / "d.npz").write_bytes(raw)
+    with pytest.raises(SettingsError, match=r"d\.npz cannot be read: Error -3"):
+        content_hash(tmp_path / "d.npz")
+
+
+def test_file_that_has_the_name_of_the_other_kind_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "d.npz").open("wb") as file:
+        np.save(file, ids(2, 3))
+    with pytest.raises(SettingsError, match="one array without a name, wanted an"):
+        content_hash(tmp_path / "d.npz")
+    (tmp_path / "folder").mkdir()
+    with (tmp_path / "folder/ids.npy").open("wb") as file:
+        np.savez(file, ids=ids(2, 3))
+    with pytest.raises(SettingsError, match=r"ids\.npy is an \.npz file"):
+        content_hash(tmp_path / "folder")
+
+
+def test_pipe_is_no_data_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "d.npz")
+    with pytest.raises(SettingsError, match=r"is no \.npz file"):
+        content_hash(tmp_path / "d.npz")
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_numbers_that_are_none_are_refused(number: float, tmp_path: Path) -> None:
+    array = np.ones((2, 3), np.float32)
+    array[0, 1] = number
+    np.savez(tmp_path / "d.npz", x=array)
+    with pytest.raises(SettingsError, match="1 of the 6 numbers of 'x' are NaN or infinite"):
+        read_samples(tmp_path / "d.npz", [TensorSpec("x", "FP32", (-1, 3))])
 
 
 @pytest.mark.parametrize("name", ["", "none.npz", "data.txt"])

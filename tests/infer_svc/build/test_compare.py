@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from infer_svc.build import compare
+from infer_svc.build.__main__ import main
 from infer_svc.build.compare import add_compare, model_file
 from infer_svc.build.report import Report
 from mesh.errors import NotFound, SettingsError
@@ -88,3 +90,15 @@ def test_command_line_tells_errors_in_one_line(tmp_path: Path) -> None:
     ended = subprocess.run([*words, "none", "--models", tmp_path], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr == f"trtmesh: {tmp_path} has no model 'none'; it has []\n"
+
+
+def test_ctrl_c_ends_the_command_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: argparse.Namespace) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "compare_command", interrupted)
+    monkeypatch.setattr(sys, "argv", ["trtmesh engine", "compare", "m"])
+    assert main() == 130
+    assert capsys.readouterr().err == ""

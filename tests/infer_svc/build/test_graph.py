@@ -41,7 +41,7 @@ def test_file_that_is_no_model_is_refused(content: bytes | None, tmp_path: Path)
 
 def test_missing_package_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(SettingsError, match=r"pip install 'trtmesh\[tensorrt\]'"):
+    with pytest.raises(SettingsError, match=r"pip install 'onnx>=1\.18'"):
         graph.load(Path("m.onnx"))
 
 

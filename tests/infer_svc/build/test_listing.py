@@ -1,6 +1,5 @@
 import argparse
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,8 +21,8 @@ def test_engines_are_listed_with_what_they_are_for(
     cache.open()
     for name, of in (("b", key()), ("a", key(target=FULL))):
         cache.begin(of)
-        made = replace(manifest(of, b"", name), plan_bytes=3 * 2**19)
-        cache.commit(of, made, b"")
+        plan = bytes(3 * 2**19)
+        cache.commit(of, manifest(of, plan, name), plan)
     lines = listed(cache.root, capsys)
     assert re.split(" {2,}", lines[0]) == list(HEADINGS)
     assert [line.split() for line in lines[1:]] == [

@@ -49,6 +49,24 @@ def test_what_is_no_manifest_is_refused(text: str) -> None:
         Manifest.from_json(text)
 
 
+def test_nesting_that_is_too_deep_is_no_manifest() -> None:
+    with pytest.raises(SettingsError, match="this is no manifest of an engine: RecursionError"):
+        Manifest.from_json("[" * 200_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model", 7), ("recipe", ["precision"]), ("plan_bytes", "many"), ("created", None),
+        ("build_s", "1.5"), ("gpu", {}),
+    ],
+)  # fmt: skip
+def test_field_of_another_kind_is_refused_by_name(name: str, value: object) -> None:
+    values = json.loads(manifest(key(), b"").to_json()) | {name: value}
+    with pytest.raises(SettingsError, match=f"its {name} is "):
+        Manifest.from_json(json.dumps(values))
+
+
 def test_manifest_with_a_field_that_is_not_known_is_refused() -> None:
     values = json.loads(manifest(key(), b"").to_json()) | {"more": 1}
     with pytest.raises(SettingsError, match="more"):

@@ -36,6 +36,7 @@ def test_json_keeps_the_order_of_its_keys() -> None:
         pytest.param("calibration", 3, id="calibration"),
         pytest.param("workspace_mbytes", 0, id="workspace_of_nothing"),
         pytest.param("workspace_mbytes", True, id="workspace_of_true"),
+        pytest.param("workspace_mbytes", 2**24 + 1, id="workspace_of_too_much"),
         pytest.param("workspace_mbytes", 1.5, id="workspace_of_a_half"),
         pytest.param("tolerance", -0.1, id="tolerance_below_0"),
         pytest.param("tolerance", "0.1", id="tolerance_of_text"),

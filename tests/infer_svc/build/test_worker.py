@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from infer_svc.backends.tensorrt import tensorrt_api
 from infer_svc.build.cache import EngineCache
+from infer_svc.build.manifest import target_of
 from infer_svc.build.order import Order
 from infer_svc.build.recipe import Recipe
 from infer_svc.build.report import Report
@@ -150,6 +152,22 @@ def test_only_the_gpu_that_is_meant_is_visible(variable: str | None, gpu: int, w
 def test_gpu_that_is_not_visible_is_refused(variable: str) -> None:
     with pytest.raises(SettingsError, match=r"GPU 2 came, CUDA_VISIBLE_DEVICES shows [02] from 0"):
         visible(variable, 2)
+
+
+def test_gpu_below_0_is_refused() -> None:
+    with pytest.raises(SettingsError, match="GPU -1 came, wanted a number from 0"):
+        visible("0,1", -1)
+
+
+def test_file_in_the_way_of_a_build_is_told_in_one_line(tmp_path: Path) -> None:
+    wanted = order(tmp_path)
+    cache = EngineCache(wanted.cache)
+    cache.open()
+    key = wanted.key(target_of(tensorrt_api(), lambda: (9, 0)))
+    (cache.root / "locks" / f"{key.digest}.lock").mkdir()
+    status, lines = work(wanted)
+    assert (status, lines[-1]["result"]) == (3, "refused")
+    assert "cannot be used: [Errno 21] Is a directory" in str(lines[-1]["error"])
 
 
 def test_whatever_is_written_goes_to_the_log_with_the_error(

@@ -12,6 +12,17 @@ from mesh.cli import main
 from mesh.cli.engine import build, show
 from tests.conftest import eventually
 
+CLEANING = """
+import sys, time
+from pathlib import Path
+try:
+    print("working", flush=True)
+    time.sleep(60)
+finally:
+    time.sleep(0.5)  # longer than subprocess.run would wait
+    Path(sys.argv[1]).touch()
+"""
+
 
 class Terminal(io.StringIO):
     """A stream that says it is a terminal."""
@@ -96,8 +107,22 @@ async def test_ctrl_c_ends_the_builder() -> None:
         builder = int(front.stdout.readline())
         front.send_signal(signal.SIGINT)
         _, said = front.communicate(timeout=20)
-        assert "trtmesh: stopped; nothing was kept of this build" in said
+        assert "trtmesh: stopped; there is no engine of this build" in said
         await eventually(lambda: not Path(f"/proc/{builder}/exe").exists())
+
+
+def test_program_cleans_up_after_ctrl_c(tmp_path: Path) -> None:
+    child = [sys.executable, "-c", CLEANING, str(tmp_path / "cleaned")]
+    source = f"from mesh.cli.engine import follow; follow({child!r})"
+    with subprocess.Popen(
+        [sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    ) as front:  # fmt: skip
+        assert front.stdout is not None
+        assert front.stdout.readline() == "working\n"
+        os.killpg(front.pid, signal.SIGINT)
+        front.communicate(timeout=20)
+    assert (tmp_path / "cleaned").exists()
 
 
 def test_actions_reach_their_program(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
