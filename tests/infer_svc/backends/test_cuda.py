@@ -66,6 +66,7 @@ def test_what_is_uploaded_comes_back() -> None:
         stream.wait()
         np.testing.assert_array_equal(buffer.view((20, 30)), sent)
         buffer.free()
+        del buffer, stream  # PyCUDA frees them only where the context is current
 
 
 @pytest.mark.gpu
