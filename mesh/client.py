@@ -55,6 +55,8 @@ class ClientLimits:
     """Retries that each call pays for, so that retries cannot multiply an overload."""
     retry_burst: float = 20.0
     """Retries that may be saved up."""
+    max_losses: int = 3
+    """Replicas that may go away with the same request under way: it may be what ends them."""
     backoff_s: float = 0.1
     """First pause before a lost replica is asked again; doubles up to 32 times that, jittered."""
     eject_after: int = 3
@@ -198,7 +200,7 @@ class StageClient:
             MeshError: no reply could be had.
         """
         self._budget = min(self._limits.retry_burst, self._budget + self._limits.retry_ratio)
-        free = True
+        losses = 0
         for attempt in itertools.count():
             if lease is None or not lease.link.open:
                 if lease is not None:
@@ -217,9 +219,13 @@ class StageClient:
                     return reply
                 request.payload = lease.inline(request.payload)
             except StageUnavailable as lost:
-                if not free and not self._spend():
+                losses += 1
+                if losses == self._limits.max_losses:
+                    text = f"{losses} replicas of {self.stage} went away with this request"
+                    raise StageUnavailable(f"{text}; it is not tried again: {lost}") from lost
+                if losses > 1 and not self._spend():
                     raise
-                free, error = False, lost
+                error = lost
                 request.payload = lease.inline(request.payload)
             finally:
                 lease.release()

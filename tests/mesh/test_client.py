@@ -2,7 +2,7 @@ import asyncio
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from mesh.errors import (
 from mesh.item import Handler, Reply, Request
 from mesh.server import Limits
 from mesh.tensor import Tensors, unpack
-from tests.conftest import STAGE, echo, eventually, running_client, running_replica
+from tests.conftest import STAGE, Replica, echo, eventually, running_client, running_replica
 
 
 def soon(seconds: float = 5.0) -> float:
@@ -277,6 +277,30 @@ async def test_unavailable_replies_are_retried_only_within_the_budget() -> None:
             error = (await client.call(Request("t", b""))).error()
             assert isinstance(error, StageUnavailable)
         assert calls == 15
+
+
+async def test_request_that_ends_replica_after_replica_is_not_tried_for_ever() -> None:
+    killings: list[asyncio.Task[None]] = []
+    replicas: list[Replica] = []
+
+    def dying(index: int) -> Handler:
+        async def handler(request: Request) -> Reply:
+            if request.payload == b"poison":
+                killings.append(asyncio.create_task(replicas[index].kill()))
+                await asyncio.sleep(60)
+            return Reply(request.payload)
+
+        return handler
+
+    async with AsyncExitStack() as stack:
+        for index in range(6):
+            replicas.append(await stack.enter_async_context(running_replica(dying(index))))
+        client = await stack.enter_async_context(running_client(*replicas))
+        with pytest.raises(StageUnavailable, match=r"3 replicas of .* went away with this request"):
+            await client.call(Request("t", b"poison", deadline=soon(20)))
+        assert len(killings) == 3
+        assert (await client.call(Request("t", b"x", deadline=soon(20)))).payload == b"x"
+        await asyncio.gather(*killings)
 
 
 async def test_other_errors_are_never_retried() -> None:
