@@ -17,7 +17,7 @@ LENGTH = 128
 WORDS = 30522
 CONFIG = """
 max_batch_size: {rows}
-instance_group [ {{ count: {lanes} kind: KIND_GPU }} ]
+instance_group [ {{ count: {lanes} kind: KIND_GPU gpus: [ 0 ] }} ]
 dynamic_batching {{ preferred_batch_size: [ {rows} ] max_queue_delay_microseconds: {delay_us} }}
 parameters {{ key: "length_buckets" value {{ string_value: "{length}" }} }}
 """
