@@ -4,12 +4,12 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 
-from infer_svc.backends.errors import DeviceLost
 from infer_svc.golden import Golden
 from infer_svc.lane import Lane
 from infer_svc.metrics import ModelMetrics
+from infer_svc.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class LanePool:
         self._waiters: deque[asyncio.Future[Lane]] = deque()
         self._fresh_failures = 0
         self._paused = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(self._lose)
 
     @property
     def busy(self) -> int:
@@ -111,7 +111,7 @@ class LanePool:
         """
         log.warning("lane set aside", extra={"lane": lane.name, "kind": kind, "reason": reason})
         self._aside.add(lane)
-        self._keep(self._mend(lane, kind))
+        self._tasks.begin(self._mend(lane, kind))
         spare = next((spare for spare in self._spares if spare.engine is lane.engine), None)
         if spare is not None:
             self._spares.remove(spare)
@@ -132,11 +132,11 @@ class LanePool:
         limit = time.monotonic() - after_s
         for lane in [lane for lane in self._idle if lane.idle_since <= limit][:1]:
             self._idle.remove(lane)
-            self._keep(self._probe(lane, self.give_back))
+            self._tasks.begin(self._probe(lane, self.give_back))
         for lane in [lane for lane in self._spares if lane.idle_since <= limit][:1]:
             self._spares.remove(lane)
             self._aside.add(lane)  # meanwhile it may be missed in service
-            self._keep(self._probe(lane, self._place))
+            self._tasks.begin(self._probe(lane, self._place))
 
     def stuck(self, after_s: float) -> Lane | None:
         """Return a lane that has worked on one batch for longer than that."""
@@ -222,13 +222,5 @@ class LanePool:
         elif (spare := self.retire(lane, wrong, "probe")) is not None:
             then(spare)
 
-    def _keep(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(self._guarded(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _guarded(self, work: Coroutine[None, None, None]) -> None:
-        try:
-            await work
-        except DeviceLost as err:
-            self.on_lost(str(err))
+    def _lose(self, reason: str) -> None:
+        self.on_lost(reason)  # which is set after the pool is made

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from infer_svc.backends.errors import DeviceLost, OutOfMemory
@@ -16,6 +16,7 @@ from infer_svc.lane import Batch, BatchResult, Lane
 from infer_svc.metrics import ModelMetrics
 from infer_svc.pool import LanePool
 from infer_svc.queue import Entry
+from infer_svc.tasks import Tasks
 from mesh.errors import EngineError, InvalidInput, MeshError, StageUnavailable
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class Recovery:
         self._failures = 0
         self._reloaded = -RELOAD_AGAIN_S
         self._reloading = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(self._lose)
         pool.on_broken = self._reload
         pool.on_lost = self._lose
 
@@ -109,12 +110,12 @@ class Recovery:
             self._lose(str(error))
         elif isinstance(error, OutOfMemory) and len(attempt.entries) > 1:
             self._pool.give_back(attempt.lane)
-            self._keep(self._halve(attempt.entries, "split"))
+            self._tasks.begin(self._halve(attempt.entries, "split"))
         else:
             # Begun here, not by the task: under load that would come a millisecond or two later.
             spare = self._retire(attempt, str(error))
             begun = self._begin(attempt.entries, "retry", spare) if spare is not None else None
-            self._keep(self._retry(attempt, begun))
+            self._tasks.begin(self._retry(attempt, begun))
 
     async def _retry(self, failed: Attempt, begun: asyncio.Future[Attempt] | None) -> None:
         """Run a batch on other lanes, until one is well and still fails: then it is the batch."""
@@ -266,7 +267,7 @@ class Recovery:
             )
             return
         self._reloading = True
-        self._keep(self._do_reload(reason))
+        self._tasks.begin(self._do_reload(reason))
 
     async def _do_reload(self, reason: str) -> None:
         log.error("engine loaded anew", extra={"model": self._name, "reason": reason})
@@ -285,20 +286,6 @@ class Recovery:
             self._lose(f"the engine of {self._name!r} cannot be loaded anew: {wrong}")
             return
         self._serving(True)
-
-    def _keep(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(self._guarded(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _guarded(self, work: Coroutine[None, None, None]) -> None:
-        try:
-            await work
-        except DeviceLost as err:  # as the check of a lane found out
-            self._lose(str(err))
-        except Exception as err:  # a task of its own: its requests and its lane would be forgotten
-            log.exception("recovery failed", extra={"model": self._name})
-            self._lose(f"{type(err).__name__}: {err}")
 
     def _lose(self, reason: str) -> None:
         self._metrics.climbed("lost")
