@@ -67,7 +67,7 @@ class Batcher:
         )
         self._metrics = metrics
         metrics.watch_queue(lambda: self.depth, self._oldest_s)
-        metrics.watch_lanes(lambda: len(pool.lanes), lambda: pool.busy)
+        metrics.watch_lanes(lambda: pool.size, lambda: pool.busy)
         self._queue = RequestQueue(self._batching, min(self._batching.preferred or [self._goal]))
         self._partial = False
         self._estimate = 0.0

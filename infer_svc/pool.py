@@ -56,6 +56,11 @@ class LanePool:
         self._tasks = Tasks(self._lose)
 
     @property
+    def size(self) -> int:
+        """Lanes in service when all is well; spares are beyond it."""
+        return self._service.total()
+
+    @property
     def busy(self) -> int:
         """Lanes that work on a batch."""
         return len(self.lanes) - len(self._idle) - len(self._spares) - len(self._aside)

@@ -1,6 +1,7 @@
 """The model repository: Triton's folder layout, one model per folder."""
 
 import itertools
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,11 +12,16 @@ import numpy as np
 from infer_svc.backends import BACKENDS, Engine
 from infer_svc.backends.cuda import visible_gpus
 from infer_svc.backends.machine import Machine
+from infer_svc.build.recipe import Recipe
 from infer_svc.build.selection import model_file
 from infer_svc.config import ModelConfig, Warmup, WarmupInput, read_config
 from mesh.errors import EngineError, InvalidInput, SettingsError
 from mesh.tensor import NUMPY_DTYPES, Array, Tensors, TensorSpec, from_proto
 from protos.mesh.v1 import tensor_pb2
+
+log = logging.getLogger(__name__)
+
+NEEDS_GPU = "this model runs on the CPU as its file is; give it an instance_group of KIND_GPU"
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,10 @@ def load_model(folder: Path, machine: Machine) -> Model:
         raise SettingsError(
             f"model {config.name!r} wants the backend {config.backend!r}, "
             f"this machine has {sorted(BACKENDS)}"
+        )
+    if config.backend == "onnxruntime" and (config.recipe != Recipe() or config.plugins):
+        log.warning(
+            "precision and plugins are for a GPU", extra={"model": config.name, "fix": NEEDS_GPU}
         )
     path = model_file(version, config)
     if not path.is_file():

@@ -218,7 +218,7 @@ class InferHandler:
         self.on_health(folder.name, True)
         fields = {
             "model": folder.name, "version": served.model.version,
-            "lanes": len(served.pool.lanes) if served.pool else 0,
+            "lanes": served.pool.size if served.pool else 0,
             "s": round(time.monotonic() - started, 3),
         }  # fmt: skip
         log.info("model ready", extra=fields)

@@ -19,6 +19,8 @@ REPORT, RANGES = "report.json", "ranges.json"
 """The accuracy of an engine that is not in FP32, and the calibration of one in INT8."""
 RUNTIME_CACHE = "runtime.cache"
 _DIGEST_LENGTH = 64
+KEPT_FAILURES = 50
+"""Logs of failed builds; older ones are removed."""
 
 
 @dataclass(frozen=True)
@@ -172,10 +174,16 @@ class EngineCache:
         """Return where the log of a key's last failed build is."""
         return self.root / "failed" / f"{key.digest}.log"
 
+    def _forget_old_failures(self) -> None:
+        logs = sorted((self.root / "failed").iterdir(), key=lambda log: log.stat().st_mtime)
+        for old in logs[:-KEPT_FAILURES]:
+            old.unlink(missing_ok=True)
+
     def _abandon(self, digest: str) -> None:
         folder = self.root / "work" / digest
         if (folder / LOG).exists():
             os.replace(folder / LOG, self.root / "failed" / f"{digest}.log")
+            self._forget_old_failures()
         shutil.rmtree(folder, ignore_errors=True)
 
     def _salvage(self, digest: str) -> None:

@@ -403,3 +403,17 @@ def test_model_on_the_cpu_needs_neither_tensorrt_nor_onnx_nor_a_cache(tmp_path: 
         [sys.executable, "-c", LIGHT, str(tmp_path)], capture_output=True, text=True
     )
     assert ran.stdout == "[] False\n", ran.stderr
+
+
+PRECISION = (
+    'optimization { execution_accelerators { gpu_execution_accelerator : [ { name : "tensorrt" '
+    'parameters { key: "precision_mode" value: "FP16" } } ] } }'
+)
+
+
+@pytest.mark.parametrize(("text", "warned"), [(PRECISION, True), ("", False)])
+def test_precision_of_a_model_on_the_cpu_is_told_to_do_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str, warned: bool
+) -> None:
+    load_model(write_model(tmp_path, "m", graphs.identity(), text), Machine())
+    assert ("precision and plugins are for a GPU" in caplog.text) is warned

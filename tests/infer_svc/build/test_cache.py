@@ -146,6 +146,19 @@ def test_sweep_removes_what_killed_builders_of_other_engines_left(cache: EngineC
     assert other.exists()
 
 
+def test_logs_of_failed_builds_are_kept_up_to_a_number_the_newest_ones(
+    cache: EngineCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infer_svc.build.cache.KEPT_FAILURES", 3)
+    for number in range(6):
+        old = cache.root / "failed" / f"{number}.log"
+        old.touch()
+        os.utime(old, (number, number))
+    (cache.begin(key()) / "build.log").write_text("new\n")
+    cache.salvage(key())
+    assert {log.stem for log in (cache.root / "failed").iterdir()} == {"4", "5", key().digest}
+
+
 HOLDER = """
 import sys
 from pathlib import Path
