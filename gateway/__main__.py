@@ -41,7 +41,13 @@ async def main() -> None:
             )
         ])  # fmt: skip
         runner = PipelineRunner(settings.models, stages)
-        service = MeshService(runner, tracing.tracer, Limits(settings.max_stream_items), store)
+        service = MeshService(
+            runner,
+            tracing.tracer,
+            Limits(settings.max_stream_items),
+            store,
+            settings.target_ms * 1e-3,
+        )
         size = settings.max_request_mbytes * 1024**2
         host = Host(settings.bind, (
             ("grpc.max_receive_message_length", size), ("grpc.max_send_message_length", size),

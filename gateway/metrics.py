@@ -1,9 +1,12 @@
 """Prometheus metrics of the gateway."""
 
 import time
+from collections.abc import Mapping
+from functools import partial
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from gateway.admission import Admission
 from gateway.pipeline import Stages
 from mesh.client import StageClient
 from mesh.item import Handler, Layer, Reply, Request
@@ -17,6 +20,9 @@ DURATION = Histogram(
     "From the request's arrival to its answer",
     ["pipeline"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 10),
+)
+LIMIT = Gauge(
+    "mesh_gateway_admission_limit", "Requests of a pipeline that may be under way", ["pipeline"]
 )
 INFLIGHT = Gauge("mesh_gateway_inflight", "Requests not answered yet")
 REPLICAS = Gauge("mesh_stage_replicas", "Replicas of a stage that take items", ["stage"])
@@ -46,6 +52,12 @@ def metering() -> Layer:
         return metered
 
     return layer
+
+
+def watch_admissions(admissions: Mapping[str, Admission]) -> None:
+    """Export the bounds of pipelines, read at each scrape; infinity: nothing is refused."""
+    for pipeline, admission in admissions.items():
+        LIMIT.labels(pipeline).set_function(partial(getattr, admission, "limit"))
 
 
 def watch_stages(stages: Stages) -> None:

@@ -8,8 +8,9 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from opentelemetry.trace import Tracer
 
+from gateway.admission import Admission, admitting
 from gateway.answers import TYPED_CALLS, TypedCall
-from gateway.metrics import metering
+from gateway.metrics import metering, watch_admissions
 from gateway.runner import PipelineRunner
 from gateway.trace_store import TraceStore
 from mesh.errors import InvalidInput, MeshError, NotFound
@@ -34,16 +35,25 @@ class MeshService:
         tracer: of the process.
         limits: of the coalescing streams.
         store: keeps traces; None: they go elsewhere.
+        target_s: latency that is kept under overload, by refusing what would take longer; 0: none.
     """
 
     def __init__(
-        self, runner: PipelineRunner, tracer: Tracer, limits: Limits, store: TraceStore | None
+        self,
+        runner: PipelineRunner,
+        tracer: Tracer,
+        limits: Limits,
+        store: TraceStore | None,
+        target_s: float = 0.0,
     ) -> None:
         self._runner = runner
         self._tracer = tracer
         self._store = store
-        self._item = stack(runner, [metering(), errors])
-        streamed = [metering(), *standard_layers(tracer, f"{NAME}/Stream")]
+        admissions = {name: Admission(target_s) for name in runner.names() if target_s}
+        watch_admissions(admissions)
+        admitted = admitting(admissions)
+        self._item = stack(runner, [metering(), errors, admitted])
+        streamed = [metering(), *standard_layers(tracer, f"{NAME}/Stream"), admitted]
         self.streams = StageServer(stack(runner, streamed), limits)
         self.streams.open()
 

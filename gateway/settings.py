@@ -22,6 +22,9 @@ class GatewaySettings(ServiceSettings):
     """Replicas, as above."""
     max_waiting: int = Field(4096, ge=1)
     """Requests that wait for a stage; one more is refused at once."""
+    target_ms: float = Field(0.0, ge=0)
+    """Latency to keep when more requests come than can be answered: those that would take longer
+    are refused at once, with a hint when to come back. 0: they wait, up to `max_waiting`."""
     max_request_mbytes: int = Field(64, ge=1, le=1024)
     """Largest request and answer."""
     max_stream_items: int = Field(4096, ge=1)

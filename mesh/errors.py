@@ -18,7 +18,16 @@ class Refused(MeshError):
 
 
 class Overloaded(MeshError):
-    """Expected: a bounded queue is full. Try again later."""
+    """Expected: a bounded queue is full. Try again later.
+
+    Args:
+        text: for the caller.
+        retry_s: seconds after which it makes sense to come back; 0: not known.
+    """
+
+    def __init__(self, text: str = "", retry_s: float = 0.0) -> None:
+        super().__init__(text)
+        self.retry_s = retry_s
 
 
 class ReplicaFull(Overloaded):

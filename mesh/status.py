@@ -1,5 +1,6 @@
 """The one table between our errors and gRPC status codes."""
 
+import math
 from typing import NoReturn
 
 import grpc
@@ -10,6 +11,8 @@ from protos.mesh.v1 import stage_pb2
 
 KIND_KEY = "mesh-error"
 """Trailing metadata key of a failed unary call: the class name of the error."""
+RETRY_KEY = "grpc-retry-pushback-ms"
+"""Trailing metadata key of gRPC's retries (gRFC A6): when a client may come back."""
 MAX_TEXT_BYTES = 2048
 """Of an error's text, which may quote what a caller sent: gRPC takes 8 kB of headers, where a byte
 can become three, and an envelope above its bound would end the stream of everyone."""
@@ -59,8 +62,9 @@ def to_status(error: BaseException) -> stage_pb2.Status:
     """Return the wire form of an error."""
     shown = public(error)
     return stage_pb2.Status(
-        code=code_of(shown).value[0], message=_text(shown), kind=type(shown).__name__
-    )
+        code=code_of(shown).value[0], message=_text(shown), kind=type(shown).__name__,
+        retry_ms=_retry_ms(shown),
+    )  # fmt: skip
 
 
 def code_from_number(number: int) -> grpc.StatusCode:
@@ -70,7 +74,10 @@ def code_from_number(number: int) -> grpc.StatusCode:
 
 def from_status(status: stage_pb2.Status) -> errors.MeshError:
     """Return the error that `to_status` was given."""
-    return _error(code_from_number(status.code), status.message, status.kind)
+    error = _error(code_from_number(status.code), status.message, status.kind)
+    if isinstance(error, errors.Overloaded):
+        error.retry_s = status.retry_ms * 1e-3
+    return error
 
 
 def from_rpc_error(error: grpc.RpcError) -> errors.MeshError:
@@ -84,8 +91,15 @@ def from_rpc_error(error: grpc.RpcError) -> errors.MeshError:
 async def abort(context: Context, error: BaseException) -> NoReturn:
     """End a call with an error, so that `from_rpc_error` of the caller returns the same type."""
     shown = public(error)
-    await context.abort(code_of(shown), _text(shown), ((KIND_KEY, type(shown).__name__),))
+    metadata = [(KIND_KEY, type(shown).__name__)]
+    if retry_ms := _retry_ms(shown):
+        metadata.append((RETRY_KEY, str(retry_ms)))
+    await context.abort(code_of(shown), _text(shown), tuple(metadata))
     raise shown  # abort raises already; this tells the type checker
+
+
+def _retry_ms(error: errors.MeshError) -> int:
+    return math.ceil(1e3 * error.retry_s) if isinstance(error, errors.Overloaded) else 0
 
 
 def _text(error: errors.MeshError) -> str:

@@ -15,6 +15,7 @@ from mesh.errors import (
     InternalError,
     InvalidInput,
     MeshError,
+    NotFound,
     Overloaded,
     Refused,
     StageUnavailable,
@@ -193,3 +194,13 @@ async def test_long_text_is_cut_and_does_not_cost_the_error(letter: str) -> None
 
 def test_text_that_is_no_unicode_does_not_cost_the_error() -> None:
     assert type(from_status(to_status(InvalidInput("\ud800")))) is InvalidInput
+
+
+async def test_hint_when_to_come_back_crosses_the_wire() -> None:
+    status = to_status(Overloaded("full", retry_s=0.25))
+    assert status.retry_ms == 250
+    back = from_status(status)
+    assert isinstance(back, Overloaded)
+    assert back.retry_s == 0.25
+    assert to_status(Overloaded("full")).retry_ms == 0
+    assert to_status(NotFound("no")).retry_ms == 0

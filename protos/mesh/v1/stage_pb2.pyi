@@ -52,14 +52,16 @@ class Item(_message.Message):
     def __init__(self, id: _Optional[int] = ..., time_left_us: _Optional[int] = ..., trace: _Optional[bytes] = ..., target: _Optional[str] = ..., parameters: _Optional[bytes] = ..., payload: _Optional[bytes] = ..., context: _Optional[bytes] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., more: _Optional[bool] = ..., slot: _Optional[_Union[_tensor_pb2.Slot, _Mapping]] = ...) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("code", "message", "kind")
+    __slots__ = ("code", "message", "kind", "retry_ms")
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
+    RETRY_MS_FIELD_NUMBER: _ClassVar[int]
     code: int
     message: str
     kind: str
-    def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., kind: _Optional[str] = ...) -> None: ...
+    retry_ms: int
+    def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., kind: _Optional[str] = ..., retry_ms: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("queue_us", "batch_us", "run_us", "batch_rows")
