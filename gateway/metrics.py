@@ -19,6 +19,11 @@ DURATION = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 10),
 )
 INFLIGHT = Gauge("mesh_gateway_inflight", "Requests not answered yet")
+LATE_TRACES = Counter(
+    "mesh_gateway_late_traces",
+    "Slow or failed requests whose trace was written afterwards, or dropped for their number",
+    ["result"],
+)
 REPLICAS = Gauge("mesh_stage_replicas", "Replicas of a stage that take items", ["stage"])
 WAITING = Gauge("mesh_stage_waiting", "Requests that wait for a replica's credit", ["stage"])
 RETRIES = Gauge("mesh_stage_retries", "Items sent a second time, since the start", ["stage"])

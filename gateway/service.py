@@ -9,12 +9,13 @@ from google.protobuf.message import DecodeError, Message
 from opentelemetry.trace import Tracer
 
 from gateway.answers import TYPED_CALLS, TypedCall
+from gateway.late_trace import LateTraces
 from gateway.metrics import metering
 from gateway.runner import PipelineRunner
 from gateway.trace_store import TraceStore
 from mesh.errors import InvalidInput, MeshError, NotFound
 from mesh.grpc_types import Method, Methods
-from mesh.item import Handler, Reply, Request
+from mesh.item import Handler, Layer, Reply, Request
 from mesh.layers import errors, logging_failures, stack, standard_layers
 from mesh.server import Limits, StageServer
 from mesh.tensor import unpack
@@ -34,16 +35,23 @@ class MeshService:
         tracer: of the process.
         limits: of the coalescing streams.
         store: keeps traces; None: they go elsewhere.
+        late: writes traces of requests that were not sampled; None: nobody does.
     """
 
     def __init__(
-        self, runner: PipelineRunner, tracer: Tracer, limits: Limits, store: TraceStore | None
+        self,
+        runner: PipelineRunner,
+        tracer: Tracer,
+        limits: Limits,
+        store: TraceStore | None,
+        late: LateTraces | None = None,
     ) -> None:
         self._runner = runner
         self._tracer = tracer
         self._store = store
+        self._late = late
         self._item = stack(runner, [metering(), errors])
-        streamed = [metering(), *standard_layers(tracer, f"{NAME}/Stream")]
+        streamed = [metering(), *self._layers("Stream")]
         self.streams = StageServer(stack(runner, streamed), limits)
         self.streams.open()
 
@@ -67,7 +75,12 @@ class MeshService:
         }
 
     def _traced(self, name: str, handler: Handler) -> Method:
-        return unary_method(stack(handler, standard_layers(self._tracer, f"{NAME}/{name}")), name)
+        return unary_method(stack(handler, self._layers(name)), name)
+
+    def _layers(self, name: str) -> list[Layer]:
+        method = f"{NAME}/{name}"
+        late = [self._late.layer(method)] if self._late is not None else []
+        return [*late, *standard_layers(self._tracer, method)]
 
     def _plain(self, name: str, handler: Handler) -> Method:
         """Return a method without a span: looking at traces should not make some."""
@@ -92,7 +105,9 @@ class MeshService:
         if not items:
             raise InvalidInput(f"no items came for pipeline {pipeline!r}, wanted at least one")
         requests = [
-            Request(pipeline, item, b"", b"", call.deadline, call.trace, call.client)
+            Request(
+                pipeline, item, b"", b"", call.deadline, call.trace, call.client, hops=call.hops
+            )
             for item in items
         ]
         if len(requests) == 1:

@@ -22,6 +22,7 @@ from mesh.errors import (
     StageUnavailable,
 )
 from mesh.fair_queue import FairQueue
+from mesh.hop import send_noted
 from mesh.item import Reply, Request
 from mesh.link import Lease, Link
 from mesh.resolver import resolve
@@ -253,15 +254,14 @@ class StageClient:
         self, link: Link, request: Request, attempt: int, more: Callable[[Reply], None] | None
     ) -> Reply:
         """Send an item, with a CLIENT span around it when its trace is sampled."""
-        if self._tracer is None or not is_sampled(request.trace):
-            return await link.send(request, request.trace, more)
+        tracer, method = self._tracer, self._method[1:]
+        if tracer is None or not is_sampled(request.trace):
+            return await send_noted(link, request, method, attempt, more)
         attributes: Attributes = {
-            **rpc_attributes(self._method[1:], request.target),
+            **rpc_attributes(method, request.target),
             "server.address": link.address, ATTEMPT: attempt,
         }  # fmt: skip
-        span = start_span(
-            self._tracer, self._method[1:], request.trace, SpanKind.CLIENT, attributes=attributes
-        )
+        span = start_span(tracer, method, request.trace, SpanKind.CLIENT, attributes=attributes)
         status = to_status(Cancelled("the caller gave up"))
         try:
             reply = await link.send(request, trace_of(span), more)

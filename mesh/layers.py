@@ -2,14 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
-from opentelemetry.trace import Link, SpanKind, Tracer
+from opentelemetry.trace import Link, NoOpTracer, SpanKind, Tracer
 
 from mesh.item import Handler, Layer, Reply, Request, Timings
+from mesh.sampling import Roots
 from mesh.status import SERVER_FAULTS, code_from_number, public, to_status
 from mesh.telemetry import (
     BATCH_ROWS,
+    Attributes,
     context_of,
     end_rpc_span,
     epoch_ns,
@@ -20,6 +22,9 @@ from mesh.telemetry import (
 )
 
 log = logging.getLogger(__name__)
+
+NO_TRACE = bytes(25)
+"""Tells the services behind one without tracing that they should not begin a trace either."""
 
 
 def stack(handler: Handler, layers: Sequence[Layer]) -> Handler:
@@ -41,15 +46,21 @@ def standard_layers(tracer: Tracer, method: str) -> list[Layer]:
 def tracing(tracer: Tracer, method: str) -> Layer:
     """Make a SERVER span of each sampled request, with a child for each timing it reports.
 
-    A request that comes without a trace context begins a trace, and the sampler decides.
+    A request that comes without a trace context begins a trace, and the sampler decides. No span
+    is made of one that is not sampled.
 
     Args:
         tracer: of the process.
         method: full name, as `mesh.v1.Infer/Run`.
     """
+    if isinstance(tracer, NoOpTracer):
+        return _untraced
+    roots = Roots(tracer)
 
     def layer(handler: Handler) -> Handler:
         async def traced(request: Request) -> Reply:
+            if not request.trace:
+                request.trace = roots.begin()
             if request.trace and not is_sampled(request.trace):
                 return await handler(request)
             span = start_span(
@@ -73,6 +84,15 @@ def tracing(tracer: Tracer, method: str) -> Layer:
         return traced
 
     return layer
+
+
+def _untraced(handler: Handler) -> Handler:
+    def untraced(request: Request) -> Awaitable[Reply]:
+        if not request.trace:
+            request.trace = NO_TRACE
+        return handler(request)
+
+    return untraced
 
 
 def logging_failures(method: str) -> Layer:
@@ -110,8 +130,17 @@ def errors(handler: Handler) -> Handler:
     return mapped
 
 
-def span_timings(tracer: Tracer, request: Request, timings: Timings) -> None:
-    """Make a child span of a request's span for each timing, unless they have spans already."""
+def span_timings(
+    tracer: Tracer, request: Request, timings: Timings, marks: Attributes | None = None
+) -> None:
+    """Make a child span of a request's span for each timing, unless they have spans already.
+
+    Args:
+        tracer: of the process that the timings are from.
+        request: with the context of its span, and when it was received.
+        timings: of the request.
+        marks: attributes of every child.
+    """
     if timings.traced:
         return
     at = request.received
@@ -123,7 +152,7 @@ def span_timings(tracer: Tracer, request: Request, timings: Timings) -> None:
         if not seconds:
             continue
         links = []
-        attributes: dict[str, int] = {}
+        attributes: dict[str, str | int | float | bool] = dict(marks or {})
         if name == "run" and timings.batch_rows:
             attributes[BATCH_ROWS] = timings.batch_rows
             links = [Link(context_of(timings.batch_trace))] if timings.batch_trace else []

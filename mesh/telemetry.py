@@ -10,8 +10,8 @@ import grpc
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBasedTraceIdRatio
+from opentelemetry.sdk.trace.export import SpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBasedTraceIdRatio, Sampler
 from opentelemetry.trace import (
     Link,
     NonRecordingSpan,
@@ -26,7 +26,9 @@ from opentelemetry.trace import (
 )
 
 import mesh
+from mesh.sampling import TraceIds
 from mesh.settings import TelemetrySettings
+from mesh.span_queue import SpanQueue
 from mesh.status import SERVER_FAULTS, code_from_number
 
 MAX_LINKS = 1024
@@ -47,6 +49,10 @@ BATCH_INDEX = "mesh.batch.index"
 LANE = "mesh.lane"
 RECOVERY = "mesh.recovery"
 PIPELINE = "mesh.pipeline"
+RECONSTRUCTED = "mesh.reconstructed"
+"""Written afterwards, from what was noted of a request that was not sampled."""
+ATTEMPTS = "mesh.attempts"
+"""Of a request with more attempts than its trace shows."""
 
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 """Versions after 00 may have more parts."""
@@ -62,6 +68,8 @@ class Tracing:
     """Samples as `OTEL_TRACES_SAMPLER` says."""
     sampled: Tracer
     """Samples everything: for spans whose reason to be was sampled already, as a batch's is."""
+    sampled_as: Callable[[str], Tracer]
+    """Returns a tracer like `sampled` for spans in the name of another service."""
     shutdown: Callable[[], None]
     """Exports what is left."""
 
@@ -82,14 +90,24 @@ def configure(
     limits = SpanLimits() if settings.span_link_count_limit else SpanLimits(max_links=MAX_LINKS)
     resource = Resource.create(attributes)
     sampler = None if settings.traces_sampler else ParentBasedTraceIdRatio(DEFAULT_RATIO)
-    provider = TracerProvider(sampler, resource, span_limits=limits)
-    sampled = TracerProvider(ALWAYS_ON, resource, span_limits=limits)
     if settings.exports:
         exporter = OTLPSpanExporter()
-    if exporter is not None:
-        processor = BatchSpanProcessor(exporter, schedule_delay_millis=EXPORT_EVERY_MS)
-        provider.add_span_processor(processor)
-        sampled.add_span_processor(processor)
+    processor = None if exporter is None else SpanQueue(
+        exporter, settings.bsp_max_queue_size, settings.bsp_max_export_batch_size, EXPORT_EVERY_MS
+    )  # fmt: skip
+
+    def make(sampler: Sampler | None, resource: Resource) -> TracerProvider:
+        made = TracerProvider(sampler, resource, id_generator=TraceIds(), span_limits=limits)
+        if processor is not None:
+            made.add_span_processor(processor)
+        return made
+
+    provider, sampled = make(sampler, resource), make(ALWAYS_ON, resource)
+
+    def sampled_as(service: str) -> Tracer:
+        # Nothing else of this process's resource holds for another one.
+        other = Resource({"service.namespace": "trtmesh", "service.name": service})
+        return make(ALWAYS_ON, other).get_tracer("trtmesh")
 
     def shutdown() -> None:
         # A collector that is gone must not hold up the end of the process.
@@ -97,7 +115,9 @@ def configure(
         last.start()
         last.join(SHUTDOWN_S)
 
-    return Tracing(provider.get_tracer("trtmesh"), sampled.get_tracer("trtmesh"), shutdown)
+    return Tracing(
+        provider.get_tracer("trtmesh"), sampled.get_tracer("trtmesh"), sampled_as, shutdown
+    )
 
 
 def is_sampled(trace: bytes) -> bool:
@@ -171,15 +191,22 @@ def rpc_attributes(method: str, target: str) -> dict[str, str]:
     return {"rpc.system.name": "grpc", "rpc.method": method, TARGET: target}
 
 
-def end_rpc_span(span: Span, code: int, message: str = "") -> None:
-    """End a CLIENT or SERVER span with the number of a gRPC status code."""
+def end_rpc_span(span: Span, code: int, message: str = "", ended: float | None = None) -> None:
+    """End a CLIENT or SERVER span with the number of a gRPC status code.
+
+    Args:
+        span: to end.
+        code: number of a gRPC status code.
+        message: of the status.
+        ended: on the clock of `time.monotonic`; None: now.
+    """
     status = code_from_number(code)
     span.set_attribute("rpc.response.status_code", status.name)
     kind = getattr(span, "kind", SpanKind.INTERNAL)
     if status in SERVER_FAULTS or (kind is SpanKind.CLIENT and status is not grpc.StatusCode.OK):
         span.set_attribute("error.type", status.name)
         span.set_status(Status(StatusCode.ERROR, message))
-    span.end()
+    span.end(None if ended is None else epoch_ns(ended))
 
 
 def epoch_ns(moment: float) -> int:
