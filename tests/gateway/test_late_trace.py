@@ -19,7 +19,6 @@ from prometheus_client import REGISTRY
 from gateway.late_trace import MAX_HOPS, Bucket, LateTraces, worst
 from gateway.runner import PipelineRunner
 from gateway.service import NAME
-from mesh.client import ClientLimits, StageClient
 from mesh.errors import EngineError, InvalidInput, MeshError, Overloaded, StageUnavailable
 from mesh.item import Handler, Hop, Reply, Request, Timings
 from mesh.layers import errors, stack, standard_layers, tracing
@@ -60,7 +59,7 @@ TIMINGS = {
     "infer": Timings(0.001, 0.002, 0.003, 4),
     "postprocess": Timings(0, 0, 0.001),
 }
-NEVER = 1e9
+NEVER = 1e6
 
 
 class Recorder:
@@ -110,7 +109,7 @@ class Recorder:
 
 
 def label(span: ReadableSpan) -> str:
-    return f"{span.resource.attributes['service.name']}: {span.name}"
+    return f"{span.resource.attributes['service.name']!s}: {span.name}"
 
 
 @dataclass
@@ -210,7 +209,7 @@ async def test_late_trace_has_the_shape_of_a_live_one(
     assert len(shapes[0]) > 2
 
 
-async def test_lost_replica_and_no_replica_are_told(tmp_path: Path) -> None:
+async def test_replica_that_is_lost_is_told_without_a_span_in_its_name(tmp_path: Path) -> None:
     async with running(tmp_path, NEVER) as gateway:
         infer = gateway.mesh.infer
 
@@ -302,9 +301,8 @@ async def test_requests_that_are_not_written_make_no_span_object_anywhere(tmp_pa
             replies = await asyncio.gather(*(gateway.ask(trace) for _ in range(20)))
             assert {reply.payload for reply in replies} == {b"answer"}
         assert gateway.recorder.ids.spans == 0
-        await gateway.ask(SAMPLED)  # under which one is not made by the gateway's sampler
-        await gateway.handler(Request("digits", b"", received=time.monotonic() - 2 * NEVER))
-        assert gateway.recorder.ids.spans > 10  # what the count above guards
+        await gateway.ask(SAMPLED)
+        assert gateway.recorder.ids.spans == len(EDGES)  # the count sees those that are made
 
 
 async def test_sampled_request_is_written_once(tmp_path: Path) -> None:
@@ -418,16 +416,3 @@ async def test_call_of_many_items_is_a_trace_of_bounded_size() -> None:
     await LateTraces(recorder.tracing, 0).layer(METHOD)(handler)(Request("digits", b""))
     assert len(recorder.spans) == 1 + MAX_HOPS
     assert attributes(recorder.one(f"gateway: {METHOD}"))[ATTEMPTS] == 10_000
-
-
-async def test_attempts_of_every_item_of_a_call_are_in_its_trace(tmp_path: Path) -> None:
-    async with running(tmp_path) as gateway:
-        async with StageClient(
-            "mesh.v1.Infer", gateway.mesh.infer.address, limits=ClientLimits()
-        ) as client:
-            await client.wait_ready(5)
-            hops: list[Hop] = []
-            items = [Request("digits", b"x", hops=hops) for _ in range(5)]
-            await asyncio.gather(*map(client.call, items))
-        assert [(found.attempt, found.answered) for found in hops] == [(0, True)] * 5
-        assert {found.address for found in hops} == {gateway.mesh.infer.address}

@@ -6,6 +6,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler
+from opentelemetry.trace import Tracer
 
 from mesh.sampling import TraceIds
 
@@ -34,9 +35,13 @@ class Spans:
     def __init__(self, sampler: Sampler = ALWAYS_ON) -> None:
         self._memory = InMemorySpanExporter()
         self.ids = CountedIds()
+        self.tracer = self._tracer(sampler)
+        self.sampled = self._tracer(ALWAYS_ON)
+
+    def _tracer(self, sampler: Sampler) -> Tracer:
         provider = TracerProvider(sampler, id_generator=self.ids)
         provider.add_span_processor(SimpleSpanProcessor(self._memory))
-        self.tracer = provider.get_tracer("test")
+        return provider.get_tracer("test")
 
     @property
     def all(self) -> Sequence[ReadableSpan]:
