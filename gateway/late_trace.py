@@ -2,6 +2,7 @@
 
 import asyncio
 import heapq
+import random
 import time
 from collections.abc import Sequence
 
@@ -11,7 +12,6 @@ from gateway.metrics import LATE_TRACES
 from mesh.errors import Cancelled
 from mesh.item import Handler, Hop, Layer, Reply, Request
 from mesh.layers import span_timings
-from mesh.sampling import give_id
 from mesh.status import SERVER_FAULTS, code_from_number, to_status
 from mesh.telemetry import (
     ATTEMPT,
@@ -19,11 +19,10 @@ from mesh.telemetry import (
     RECONSTRUCTED,
     Attributes,
     Tracing,
-    end_rpc_span,
+    child_of,
     is_sampled,
     rpc_attributes,
-    start_span,
-    trace_of,
+    write_rpc_span,
 )
 from protos.mesh.v1.stage_pb2 import Status
 
@@ -125,52 +124,48 @@ class LateTraces:
     def _write(
         self, method: str, request: Request, came: bytes, status: Status, ended: float
     ) -> None:
-        parent = came if len(came) == 25 else b""
-        if not parent:
-            give_id(self._tracer, request.trace)  # the one that log lines tell
+        parent = came if len(came) == 25 and any(came) else b""
+        # Without a caller's the trace is the one that log lines tell.
+        trace = sampled(child_of(parent) if parent else request.trace)
         hops = request.hops or []
         attributes = {**rpc_attributes(method, request.target), **MARK}
         if len(hops) > MAX_HOPS:
             attributes[ATTEMPTS] = len(hops)
-        root = start_span(
-            self._tracer, method, parent, SpanKind.SERVER,
-            attributes=attributes, started=request.received,
-        )  # fmt: skip
-        trace = trace_of(root)
         for hop in worst(hops):
             self._write_hop(trace, hop)
-        end_rpc_span(root, status.code, status.message, ended)
-
-    def _write_hop(self, trace: bytes, hop: Hop) -> None:
-        attributes: Attributes = {
-            **rpc_attributes(hop.method, hop.target), "server.address": hop.address,
-            ATTEMPT: hop.attempt, **MARK,
-        }  # fmt: skip
-        span = start_span(
-            self._tracer, hop.method, trace, SpanKind.CLIENT,
-            attributes=attributes, started=hop.sent,
+        write_rpc_span(
+            self._tracer, method, trace, parent, SpanKind.SERVER, (status.code, status.message),
+            started=request.received, ended=ended, attributes=attributes,
         )  # fmt: skip
-        if hop.answered:
-            self._write_stage(trace_of(span), hop)
-        status = hop.status or OK
-        end_rpc_span(span, status.code, status.message, hop.ended)
 
-    def _write_stage(self, trace: bytes, hop: Hop) -> None:
+    def _write_hop(self, parent: bytes, hop: Hop) -> None:
+        trace, status = child_of(parent), hop.status or OK
+        if hop.answered:
+            self._write_stage(trace, hop)
+        write_rpc_span(
+            self._tracer, hop.method, trace, parent, SpanKind.CLIENT,
+            (status.code, status.message), started=hop.sent, ended=hop.ended,
+            attributes={
+                **rpc_attributes(hop.method, hop.target), "server.address": hop.address,
+                ATTEMPT: hop.attempt, **MARK,
+            },
+        )  # fmt: skip
+
+    def _write_stage(self, parent: bytes, hop: Hop) -> None:
         """Write the SERVER span of a replica; way there and way back are taken for equal."""
-        tracer = self._stage(hop.method)
+        tracer, trace, status = self._stage(hop.method), child_of(parent), hop.status or OK
         took = hop.ended - hop.sent
         timings = hop.timings
         inside = min(took, timings.queue + timings.batch + timings.run) if timings else took
         began = hop.sent + (took - inside) / 2
-        span = start_span(
-            tracer, hop.method, trace, SpanKind.SERVER,
-            attributes={**rpc_attributes(hop.method, hop.target), **MARK}, started=began,
-        )  # fmt: skip
         if timings is not None:
-            item = Request(hop.target, b"", trace=trace_of(span), received=began)
+            item = Request(hop.target, b"", trace=trace, received=began)
             span_timings(tracer, item, timings, MARK)
-        status = hop.status or OK
-        end_rpc_span(span, status.code, status.message, began + inside)
+        write_rpc_span(
+            tracer, hop.method, trace, parent, SpanKind.SERVER, (status.code, status.message),
+            started=began, ended=began + inside,
+            attributes={**rpc_attributes(hop.method, hop.target), **MARK},
+        )  # fmt: skip
 
     def _stage(self, method: str) -> Tracer:
         """Return the tracer of a stage, under the name that it has unless told otherwise."""
@@ -178,6 +173,12 @@ class LateTraces:
         if name not in self._stages:
             self._stages[name] = self._sampled_as(name)
         return self._stages[name]
+
+
+def sampled(trace: bytes) -> bytes:
+    """Return the context of a span that is written whatever was decided; of none, a new one."""
+    ids = trace[:24] if len(trace) == 25 and any(trace) else random.randbytes(24)
+    return ids + b"\1"
 
 
 def worst(hops: Sequence[Hop]) -> list[Hop]:

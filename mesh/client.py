@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
-from opentelemetry.trace import SpanKind, Tracer
+from opentelemetry.trace import NoOpTracer, SpanKind, Tracer
 
 from mesh.errors import (
     Cancelled,
@@ -27,15 +27,7 @@ from mesh.item import Reply, Request
 from mesh.link import Lease, Link
 from mesh.resolver import resolve
 from mesh.status import to_status
-from mesh.telemetry import (
-    ATTEMPT,
-    Attributes,
-    end_rpc_span,
-    is_sampled,
-    rpc_attributes,
-    start_span,
-    trace_of,
-)
+from mesh.telemetry import ATTEMPT, child_of, is_sampled, rpc_attributes, write_rpc_span
 from mesh.unary import ask
 from protos.mesh.v1.stage_pb2 import DescribeRequest, DescribeResponse, Status, Target
 
@@ -88,7 +80,7 @@ class StageClient:
         self._targets = targets
         self._method = f"/{stage}/{method}"
         self._limits = limits
-        self._tracer = tracer
+        self._tracer = None if isinstance(tracer, NoOpTracer) else tracer
         self._links: list[Link] = []
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._waiting: FairQueue[tuple[int, asyncio.Future[Lease]]] = FairQueue()
@@ -257,21 +249,24 @@ class StageClient:
         tracer, method = self._tracer, self._method[1:]
         if tracer is None or not is_sampled(request.trace):
             return await send_noted(link, request, method, attempt, more)
-        attributes: Attributes = {
-            **rpc_attributes(method, request.target),
-            "server.address": link.address, ATTEMPT: attempt,
-        }  # fmt: skip
-        span = start_span(tracer, method, request.trace, SpanKind.CLIENT, attributes=attributes)
+        trace, started = child_of(request.trace), time.monotonic()
         status = to_status(Cancelled("the caller gave up"))
         try:
-            reply = await link.send(request, trace_of(span), more)
+            reply = await link.send(request, trace, more)
             status = reply.status or Status()
             return reply
         except MeshError as err:
             status = to_status(err)
             raise
         finally:
-            end_rpc_span(span, status.code, status.message)
+            write_rpc_span(
+                tracer, method, trace, request.trace, SpanKind.CLIENT,
+                (status.code, status.message), started=started, ended=time.monotonic(),
+                attributes={
+                    **rpc_attributes(method, request.target),
+                    "server.address": link.address, ATTEMPT: attempt,
+                },
+            )  # fmt: skip
 
     def _may_repeat(self, error: MeshError | None, link: Link) -> bool:
         if isinstance(error, ReplicaFull):

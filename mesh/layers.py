@@ -2,23 +2,24 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Sequence
 
-from opentelemetry.trace import Link, NoOpTracer, SpanKind, Tracer
+from opentelemetry.sdk.trace import Tracer as SdkTracer
+from opentelemetry.trace import Link, SpanKind, Tracer
 
 from mesh.item import Handler, Layer, Reply, Request, Timings
-from mesh.sampling import Roots
+from mesh.sampling import Sampling
 from mesh.status import SERVER_FAULTS, code_from_number, public, to_status
 from mesh.telemetry import (
     BATCH_ROWS,
     Attributes,
+    child_of,
     context_of,
-    end_rpc_span,
-    epoch_ns,
     is_sampled,
     rpc_attributes,
-    start_span,
-    trace_of,
+    write_rpc_span,
+    write_span,
 )
 
 log = logging.getLogger(__name__)
@@ -53,32 +54,33 @@ def tracing(tracer: Tracer, method: str) -> Layer:
         tracer: of the process.
         method: full name, as `mesh.v1.Infer/Run`.
     """
-    if isinstance(tracer, NoOpTracer):
+    if not isinstance(tracer, SdkTracer):
         return _untraced
-    roots = Roots(tracer)
+    sampling = Sampling(tracer, method)
 
     def layer(handler: Handler) -> Handler:
         async def traced(request: Request) -> Reply:
-            if not request.trace:
-                request.trace = roots.begin()
-            if request.trace and not is_sampled(request.trace):
+            came = request.trace
+            trace = request.trace = sampling.decide(came, request.target)
+            if not is_sampled(trace):
                 return await handler(request)
-            span = start_span(
-                tracer, method, request.trace, SpanKind.SERVER,
-                attributes=rpc_attributes(method, request.target), started=request.received,
-            )  # fmt: skip
-            request.trace = trace_of(span)
-            if not span.is_recording():
-                return await handler(request)
+
+            def write(code: int, message: str) -> None:
+                write_rpc_span(
+                    tracer, method, trace, came, SpanKind.SERVER, (code, message),
+                    started=request.received, ended=time.monotonic(),
+                    attributes={**rpc_attributes(method, request.target)},
+                )  # fmt: skip
+
             try:
                 reply = await handler(request)
             except asyncio.CancelledError:
-                end_rpc_span(span, 1, "the caller gave up")
+                write(1, "the caller gave up")
                 raise
             if reply.timings is not None:
                 span_timings(tracer, request, reply.timings)
             status = reply.status
-            end_rpc_span(span, status.code if status else 0, status.message if status else "")
+            write(status.code if status else 0, status.message if status else "")
             return reply
 
         return traced
@@ -156,8 +158,8 @@ def span_timings(
         if name == "run" and timings.batch_rows:
             attributes[BATCH_ROWS] = timings.batch_rows
             links = [Link(context_of(timings.batch_trace))] if timings.batch_trace else []
-        span = start_span(
-            tracer, name, request.trace, attributes=attributes, links=links, started=at
-        )
+        write_span(
+            tracer, name, child_of(request.trace), request.trace,
+            started=at, ended=at + seconds, attributes=attributes, links=links,
+        )  # fmt: skip
         at += seconds
-        span.end(epoch_ns(at))

@@ -1,89 +1,89 @@
-"""Decides which requests begin a sampled trace, with a comparison in place of a span."""
+"""Decides which requests are traced, with a comparison in place of a span."""
 
 import random
-import threading
 
 from opentelemetry.sdk.trace import Tracer as SdkTracer
-from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import (
+    ALWAYS_OFF,
+    ALWAYS_ON,
     ParentBased,
     ParentBasedTraceIdRatio,
     Sampler,
-    StaticSampler,
     TraceIdRatioBased,
 )
-from opentelemetry.trace import TraceFlags, Tracer
+from opentelemetry.trace import NonRecordingSpan, SpanKind, TraceFlags, set_span_in_context
 
+from mesh.telemetry import child_of, context_of, is_sampled, rpc_attributes
+
+SAMPLED = TraceFlags.SAMPLED
 _LOW_BITS = TraceIdRatioBased.TRACE_ID_LIMIT
 
 
-class TraceIds(RandomIdGenerator):
-    """Random ids; a trace id that was drawn before its span goes to the next root of the thread."""
-
-    def __init__(self) -> None:
-        self._thread = threading.local()
-
-    def give(self, trace_id: int) -> None:
-        """Keep a trace id for the next root span of this thread."""
-        self._thread.drawn = trace_id
-
-    def generate_trace_id(self) -> int:
-        """Return the trace id that was given, once, else a new one."""
-        drawn: int = getattr(self._thread, "drawn", 0)
-        if not drawn:
-            return super().generate_trace_id()
-        self._thread.drawn = 0
-        return drawn
-
-
-class Roots:
-    """Begins the traces of requests that came without one.
+class Sampling:
+    """The sampler of a process, as the SDK would ask it about the requests of a method.
 
     Args:
-        tracer: of the process; its sampler decides.
+        tracer: of the process.
+        method: full name, as `mesh.v1.Infer/Run`.
     """
 
-    def __init__(self, tracer: Tracer) -> None:
-        self._ids = _ids_of(tracer)
-        self._bound = root_bound(tracer.sampler) if isinstance(tracer, SdkTracer) else None
-        if self._ids is None and self._bound:
-            self._bound = None  # a span would get another id than the one that was compared
+    def __init__(self, tracer: SdkTracer, method: str) -> None:
+        self._sampler = tracer.sampler
+        self._method = method
+        self._bound = root_bound(tracer.sampler)
+        self._follows = follows(tracer.sampler)
 
-    def begin(self) -> bytes:
-        """Return a new binary trace context that is not sampled; empty: a span must be made.
+    def decide(self, came: bytes, target: str) -> bytes:
+        """Return the binary trace context of a request in this process.
 
-        The span gets the trace id that was compared here, so its sampler comes to the same end.
+        Sampled: it is that of a span that is to be written; else no span is.
+
+        Args:
+            came: as the request brought it; empty: it begins a trace.
+            target: of the request.
         """
+        if not came:
+            return self._begin(target)
+        if not is_sampled(came):
+            return came
+        if self._follows or self._ask(came, int.from_bytes(came[:16], "big"), target):
+            return child_of(came)
+        return came[:24] + bytes([came[24] & ~SAMPLED])
+
+    def _begin(self, target: str) -> bytes:
         trace_id = random.getrandbits(128)
-        if self._bound is None or trace_id & _LOW_BITS < self._bound:
-            if self._ids is not None:
-                self._ids.give(trace_id)
-            return b""
-        whole = trace_id << 72 | random.getrandbits(64) << 8 | TraceFlags.RANDOM_TRACE_ID
-        return whole.to_bytes(25, "big")
+        if self._bound is None:
+            sampled = self._ask(b"", trace_id, target)
+        else:
+            sampled = trace_id & _LOW_BITS < self._bound
+        flags = TraceFlags.RANDOM_TRACE_ID | (SAMPLED if sampled else 0)
+        return (trace_id << 72 | random.getrandbits(64) << 8 | flags).to_bytes(25, "big")
+
+    def _ask(self, came: bytes, trace_id: int, target: str) -> bool:
+        parent = set_span_in_context(NonRecordingSpan(context_of(came))) if came else None
+        attributes = rpc_attributes(self._method, target)
+        result = self._sampler.should_sample(
+            parent, trace_id, self._method, SpanKind.SERVER, attributes
+        )
+        return bool(result.decision.is_sampled())  # type: ignore[no-untyped-call]
 
 
 def root_bound(sampler: Sampler) -> int | None:
-    """Return the bound of the low 64 bits of the trace ids whose roots are sampled.
+    """Return the bound below which the low 64 bits of a sampled root's trace id are.
 
-    None: only a span, made through the sampler, tells; so for every sampler that is not the SDK's,
-    and where each root is sampled anyway.
+    None: only the sampler itself tells; so for every one that is not the SDK's.
     """
     if type(sampler) in (ParentBased, ParentBasedTraceIdRatio):
         sampler = getattr(sampler, "_root", sampler)  # there is no other way to ask for it
     if type(sampler) is TraceIdRatioBased:
         return sampler.bound
-    off = type(sampler) is StaticSampler and sampler.get_description() == "AlwaysOffSampler"
-    return 0 if off else None
+    if sampler is ALWAYS_ON:
+        return _LOW_BITS + 1
+    return 0 if sampler is ALWAYS_OFF else None
 
 
-def give_id(tracer: Tracer, trace: bytes) -> None:
-    """Let the next root span of a tracer, in this thread, have the trace id of a context."""
-    ids = _ids_of(tracer)
-    if ids is not None:
-        ids.give(int.from_bytes(trace[:16], "big"))
-
-
-def _ids_of(tracer: Tracer) -> TraceIds | None:
-    ids = tracer.id_generator if isinstance(tracer, SdkTracer) else None
-    return ids if isinstance(ids, TraceIds) else None
+def follows(sampler: Sampler) -> bool:
+    """Tell whether whatever goes on from a sampled caller is sampled, without asking."""
+    if type(sampler) in (ParentBased, ParentBasedTraceIdRatio):
+        sampler = getattr(sampler, "_remote_parent_sampled", sampler)
+    return sampler is ALWAYS_ON

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler
 from opentelemetry.trace import Tracer
-
-from mesh.sampling import TraceIds
 
 STATUS = "rpc.response.status_code"
 TRACE_ID = bytes(range(1, 17))
@@ -17,8 +16,8 @@ SAMPLED = TRACE_ID + bytes(range(1, 9)) + b"\1"
 UNSAMPLED = SAMPLED[:24] + b"\0"
 
 
-class CountedIds(TraceIds):
-    """Counts the span objects of a provider: each has an id, whether it records or not."""
+class CountedIds(RandomIdGenerator):
+    """Counts the span objects that the SDK makes: each has an id, whether it records or not."""
 
     def __init__(self) -> None:
         super().__init__()

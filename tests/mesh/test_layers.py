@@ -18,7 +18,7 @@ from mesh.errors import InternalError, InvalidInput, MeshError
 from mesh.item import Handler, Layer, Reply, Request, Timings
 from mesh.layers import errors, logging_failures, stack, standard_layers, tracing
 from mesh.status import code_of, from_status
-from mesh.telemetry import BATCH_ROWS, TARGET, is_sampled
+from mesh.telemetry import BATCH_ROWS, TARGET, is_sampled, start_span
 from tests.mesh.spans import (
     SAMPLED,
     STATUS,
@@ -201,17 +201,20 @@ async def test_request_that_is_not_sampled_costs_no_span_object(
     assert spans.ids.spans == 0
 
 
-async def test_span_objects_are_counted_where_they_are_made() -> None:
+def test_span_object_that_records_nothing_is_counted() -> None:
     """What the test above guards: the SDK makes one to tell that there is none."""
+    spans = Spans(ALWAYS_OFF)
+    assert not start_span(spans.tracer, METHOD).is_recording()
+    assert spans.ids.spans == 1
 
-    class Other(TraceIdRatioBased):
-        """No sampler that is known."""
 
-    spans = Spans(Other(0))
-    for _ in range(20):
-        await served(spans, answering())
-    assert spans.ids.spans == 20
-    assert not spans.all
+@pytest.mark.parametrize("trace", [b"", SAMPLED], ids=["root", "child"])
+async def test_request_that_is_sampled_needs_no_span_object_of_the_sdk_s_either(
+    trace: bytes,
+) -> None:
+    spans = Spans()
+    await served(spans, answering(Timings(1, 1, 1)), trace)
+    assert (spans.ids.spans, len(spans.all)) == (0, 4)
 
 
 async def test_disabled_sdk_passes_requests_on_so_that_nobody_behind_begins_a_trace() -> None:

@@ -1,8 +1,10 @@
-"""A comparison decides as the SDK's sampler would, and the span has the id that was compared."""
+"""A comparison decides as the SDK's sampler would, and other samplers are asked themselves."""
 
-import threading
+from collections.abc import Sequence
 
 import pytest
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import Tracer as SdkTracer
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import (
     ALWAYS_OFF,
@@ -11,16 +13,26 @@ from opentelemetry.sdk.trace.sampling import (
     ParentBased,
     ParentBasedTraceIdRatio,
     Sampler,
+    SamplingResult,
     StaticSampler,
     TraceIdRatioBased,
 )
-from opentelemetry.trace import NoOpTracer
+from opentelemetry.trace import Link, SpanKind, TraceState, get_current_span
+from opentelemetry.util.types import Attributes
 
-from mesh.sampling import Roots, give_id, root_bound
-from mesh.telemetry import start_span, trace_of
-from tests.mesh.spans import SAMPLED, TRACE_ID, Spans
+from mesh.sampling import Sampling, follows, root_bound
+from mesh.telemetry import is_sampled, start_span, trace_of
+from tests.mesh.spans import SAMPLED, UNSAMPLED, Spans
 
+METHOD = "mesh.v1.Infer/Run"
+ALL = 1 << 64
 QUARTER = 1 << 62
+
+
+def sampling(sampler: Sampler) -> Sampling:
+    tracer = Spans(sampler).tracer
+    assert isinstance(tracer, SdkTracer)
+    return Sampling(tracer, METHOD)
 
 
 def sampler_of(monkeypatch: pytest.MonkeyPatch, name: str, argument: str = "") -> Sampler:
@@ -31,119 +43,120 @@ def sampler_of(monkeypatch: pytest.MonkeyPatch, name: str, argument: str = "") -
 
 
 @pytest.mark.parametrize(
-    ("name", "argument", "bound"),
+    ("name", "argument", "bound", "goes_on"),
     [
-        ("always_off", "", 0),
-        ("parentbased_always_off", "", 0),
-        ("traceidratio", "0.25", QUARTER),
-        ("parentbased_traceidratio", "0.25", QUARTER),
-        ("traceidratio", "0", 0),
-        ("always_on", "", None),
-        ("parentbased_always_on", "", None),
+        ("always_off", "", 0, False),
+        ("parentbased_always_off", "", 0, True),
+        ("traceidratio", "0.25", QUARTER, False),
+        ("parentbased_traceidratio", "0.25", QUARTER, True),
+        ("traceidratio", "0", 0, False),
+        ("always_on", "", ALL, True),
+        ("parentbased_always_on", "", ALL, True),
     ],
 )
 def test_each_sampler_of_the_variable_is_known(
-    name: str, argument: str, bound: int | None, monkeypatch: pytest.MonkeyPatch
+    name: str, argument: str, bound: int, goes_on: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert root_bound(sampler_of(monkeypatch, name, argument)) == bound
+    sampler = sampler_of(monkeypatch, name, argument)
+    assert (root_bound(sampler), follows(sampler)) == (bound, goes_on)
 
 
-class Odd(TraceIdRatioBased):
-    """Decides otherwise than its name says."""
+class Odd(Sampler):
+    """Samples targets by their names, and notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, str, object, object, bool]] = []
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        parent = get_current_span(parent_context).get_span_context()
+        found = dict(attributes or {})
+        self.asked.append((trace_id, name, kind, found["mesh.target"], parent.is_valid))
+        wanted = found["mesh.target"] == "wanted"
+        return SamplingResult(Decision.RECORD_AND_SAMPLE if wanted else Decision.DROP)
+
+    def get_description(self) -> str:
+        return "AlwaysOnSampler"  # is not to be believed
 
 
-class OddParent(ParentBased):
-    """The same for requests with a parent."""
+class OddRatio(TraceIdRatioBased):
+    """No sampler of the SDK's, whatever it is made from."""
 
 
 @pytest.mark.parametrize(
     "sampler",
     [
-        Odd(0.5), OddParent(ALWAYS_OFF), ParentBased(Odd(0.5)),
-        StaticSampler(Decision.RECORD_ONLY),
+        Odd(), OddRatio(0.5), ParentBased(OddRatio(0.5), OddRatio(0.5)),
+        StaticSampler(Decision.RECORD_ONLY), ParentBased(ALWAYS_ON, ALWAYS_OFF),
     ],
-    ids=["subclass", "parent_based_subclass", "subclass_as_root", "record_only"],
+    ids=["other", "subclass", "delegates", "record_only", "parent_off"],
 )  # fmt: skip
-def test_sampler_that_is_not_the_sdk_s_is_asked_itself(sampler: Sampler) -> None:
-    assert root_bound(sampler) is None
-    assert Roots(Spans(sampler).tracer).begin() == b""
+def test_sampler_that_is_not_the_sdk_s_is_no_comparison(sampler: Sampler) -> None:
+    assert (root_bound(sampler) in (None, ALL), follows(sampler)) == (True, False)
+
+
+def test_sampler_that_is_not_the_sdk_s_is_asked_for_each_request_that_may_be_sampled() -> None:
+    odd = Odd()
+    asking = sampling(odd)
+    for target in ("wanted", "other"):
+        for came in (b"", SAMPLED):
+            assert is_sampled(asking.decide(came, target)) is (target == "wanted")
+    assert asking.decide(UNSAMPLED, "wanted") == UNSAMPLED
+    assert [asked[1:] for asked in odd.asked] == [
+        (METHOD, SpanKind.SERVER, target, parent)
+        for target in ("wanted", "other")
+        for parent in (False, True)
+    ]
+    assert odd.asked[1][0] == int.from_bytes(SAMPLED[:16], "big")
+
+
+def test_span_that_would_record_and_not_leave_is_not_sampled() -> None:
+    asking = sampling(StaticSampler(Decision.RECORD_ONLY))
+    assert not is_sampled(asking.decide(b"", "t"))
+    assert not is_sampled(asking.decide(SAMPLED, "t"))
 
 
 @pytest.mark.parametrize(
-    "sampler", [TraceIdRatioBased(0.25), ParentBasedTraceIdRatio(0.25)], ids=["ratio", "parent"]
+    "sampler",
+    [TraceIdRatioBased(0.25), ParentBasedTraceIdRatio(0.25), OddRatio(0.25)],
+    ids=["ratio", "parent", "asked"],
 )
 def test_root_is_sampled_as_the_sampler_decides_on_its_trace_id(sampler: Sampler) -> None:
-    spans = Spans(sampler)
-    roots = Roots(spans.tracer)
-    sampled = 0
-    for _ in range(2000):
-        trace = roots.begin()
-        if not trace:
-            sampled += 1
-            span = start_span(spans.tracer, "root")
-            assert span.is_recording()
-            trace = trace_of(span)
-            span.end()
-        decision = sampler.should_sample(None, int.from_bytes(trace[:16], "big"), "root").decision
-        assert (decision is Decision.RECORD_AND_SAMPLE) is (trace[24] & 1 == 1)
-    assert 350 < sampled < 650  # 500 are expected, with a deviation of 19
-    assert len(spans.all) == sampled == spans.ids.spans
+    deciding = sampling(sampler)
+    traces = [deciding.decide(b"", "t") for _ in range(2000)]
+    for trace in traces:
+        decision = sampler.should_sample(None, int.from_bytes(trace[:16], "big"), METHOD).decision
+        assert is_sampled(trace) is (decision is Decision.RECORD_AND_SAMPLE)
+    assert 350 < sum(map(is_sampled, traces)) < 650  # 500 are expected, with a deviation of 19
+    assert len({trace[:16] for trace in traces}) == 2000
 
 
-def test_context_of_a_root_is_as_the_sdk_s() -> None:
-    begun = Roots(Spans(ALWAYS_OFF).tracer).begin()
-    made = trace_of(start_span(Spans(ALWAYS_OFF).tracer, "root"))
-    assert len(begun) == len(made) == 25
-    assert begun[24] == made[24] == 2  # random, not sampled
-    assert any(begun[:16])
-    assert any(begun[16:24])
+@pytest.mark.parametrize("sampler", [ALWAYS_ON, ALWAYS_OFF], ids=["on", "off"])
+@pytest.mark.parametrize("came", [b"", SAMPLED], ids=["root", "child"])
+def test_context_is_as_that_of_the_sdk_s_span(sampler: Sampler, came: bytes) -> None:
+    ours = sampling(sampler).decide(came, "t")
+    sdks = trace_of(start_span(Spans(sampler).tracer, METHOD, came))
+    assert len(ours) == len(sdks) == 25
+    assert ours[24] == sdks[24]
+    assert any(ours[:16])
+    assert any(ours[16:24])
+    assert (ours[:16] == sdks[:16]) is bool(came)
 
 
-def test_roots_have_ids_of_their_own() -> None:
-    roots = Roots(Spans(ALWAYS_OFF).tracer)
-    assert len({roots.begin()[:16] for _ in range(100)}) == 100
+def test_sampled_caller_has_a_child_with_an_id_of_its_own() -> None:
+    children = {sampling(ALWAYS_ON).decide(SAMPLED, "t") for _ in range(10)}
+    assert {child[:16] + child[24:] for child in children} == {SAMPLED[:16] + SAMPLED[24:]}
+    assert len({child[16:24] for child in children} | {SAMPLED[16:24]}) == 11
 
 
-def test_where_everything_is_sampled_a_span_is_made() -> None:
-    assert Roots(Spans(ALWAYS_ON).tracer).begin() == b""
-
-
-@pytest.mark.parametrize(("rate", "spans"), [(0.5, True), (0, False)], ids=["half", "none"])
-def test_ids_of_another_generator_leave_the_decision_to_the_span(rate: float, spans: bool) -> None:
-    """Else a ratio would be applied twice, to two ids."""
-    tracer = TracerProvider(TraceIdRatioBased(rate)).get_tracer("other")
-    begun = [Roots(tracer).begin() for _ in range(20)]
-    assert all((trace == b"") is spans for trace in begun)
-
-
-def test_tracer_that_is_not_the_sdk_s_is_asked_itself() -> None:
-    assert Roots(NoOpTracer()).begin() == b""
-    give_id(NoOpTracer(), SAMPLED)  # and takes no id
-
-
-def test_given_id_is_that_of_one_root() -> None:
-    spans = Spans()
-    give_id(spans.tracer, SAMPLED)
-    first, second = (trace_of(start_span(spans.tracer, "root")) for _ in range(2))
-    assert first[:16] == TRACE_ID
-    assert second[:16] != TRACE_ID
-
-
-def test_given_id_is_not_taken_by_another_thread() -> None:
-    spans = Spans()
-    give_id(spans.tracer, SAMPLED)
-    found: list[bytes] = []
-    thread = threading.Thread(
-        target=lambda: found.append(trace_of(start_span(spans.tracer, "root")))
-    )
-    thread.start()
-    thread.join()
-    assert found[0][:16] != TRACE_ID
-    assert trace_of(start_span(spans.tracer, "root"))[:16] == TRACE_ID
-
-
-def test_given_id_is_not_taken_by_a_child() -> None:
-    spans = Spans()
-    give_id(spans.tracer, bytes(15) + b"\7" + bytes(9))
-    assert trace_of(start_span(spans.tracer, "child", SAMPLED))[:16] == TRACE_ID
-    assert trace_of(start_span(spans.tracer, "root"))[:16] == bytes(15) + b"\7"
+@pytest.mark.parametrize("came", [UNSAMPLED, b"x", SAMPLED + b"\1", bytes(25)], ids=repr)
+def test_context_that_asks_for_nothing_stays_as_it_is(came: bytes) -> None:
+    assert sampling(ALWAYS_ON).decide(came, "t") == came
