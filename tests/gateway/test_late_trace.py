@@ -172,6 +172,11 @@ def failing(error: Exception, times: int = 1000) -> Handler:
     return handler
 
 
+async def hang(_: Request) -> Reply:
+    await asyncio.Event().wait()
+    return Reply()
+
+
 async def test_slow_request_has_every_edge(tmp_path: Path) -> None:
     async with running(tmp_path) as gateway:
         await gateway.ask()
@@ -212,14 +217,12 @@ async def test_late_trace_has_the_shape_of_a_live_one(
 async def test_replica_that_is_lost_is_told_without_a_span_in_its_name(tmp_path: Path) -> None:
     async with running(tmp_path, NEVER) as gateway:
         infer = gateway.mesh.infer
-
-        async def die(_: Request) -> Reply:
-            await infer.kill()
-            return Reply()
-
-        answer(gateway, 1, die)
+        answer(gateway, 1, hang)
         request = Request("digits", b"jpeg", deadline=time.monotonic() + 0.5)
-        assert (await gateway.handler(request)).status is not None
+        call = asyncio.ensure_future(gateway.handler(request))
+        await eventually(lambda: infer.stage.depth == 1)
+        await infer.kill()
+        assert (await call).status is not None
         recorder = gateway.recorder
         assert recorder.one(f"gateway: {METHOD}").status.status_code is StatusCode.ERROR
         lost = recorder.one("gateway: mesh.v1.Infer/Run")
@@ -350,10 +353,6 @@ async def test_context_that_is_none_begins_a_trace(trace: bytes, tmp_path: Path)
 async def test_caller_that_gives_up_is_written_when_it_waited_long(
     slow_s: float, tmp_path: Path
 ) -> None:
-    async def hang(_: Request) -> Reply:
-        await asyncio.Event().wait()
-        return Reply()
-
     async with running(tmp_path, slow_s) as gateway:
         answer(gateway, 1, hang)
         call = asyncio.ensure_future(gateway.ask())
