@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
@@ -21,6 +22,7 @@ from gateway.trace_store import TraceStore, trace_service
 from mesh.settings import TelemetrySettings, load
 from mesh.telemetry import (
     MAX_LINKS,
+    FixedResource,
     Tracing,
     child_of,
     configure,
@@ -334,6 +336,13 @@ def test_sdk_without_our_limit_would_keep_fewer() -> None:
     members = [Link(context_of(bytes([n + 1]) * 24 + b"\1")) for n in range(200)]
     start_span(spans.tracer, "batch", links=members).end()
     assert len(spans.one("batch").links) == 128
+
+
+def test_resource_that_is_hashed_once_is_the_same_key() -> None:
+    resource = Resource({"service.name": "infer"}, "schema")
+    fixed, other = FixedResource(resource), FixedResource(Resource({"service.name": "other"}))
+    assert (hash(fixed), fixed) == (hash(resource), resource)
+    assert {resource: 1, other: 2}[fixed] == 1
 
 
 async def test_collector_that_is_away_does_not_hold_up_the_end(
