@@ -14,7 +14,6 @@ from types import TracebackType
 from opentelemetry.trace import NoOpTracer, SpanKind, Tracer
 
 from mesh.errors import (
-    Cancelled,
     DeadlineExceeded,
     MeshError,
     Overloaded,
@@ -29,7 +28,7 @@ from mesh.resolver import resolve
 from mesh.status import to_status
 from mesh.telemetry import ATTEMPT, child_of, is_sampled, rpc_attributes, write_rpc_span
 from mesh.unary import ask
-from protos.mesh.v1.stage_pb2 import DescribeRequest, DescribeResponse, Status, Target
+from protos.mesh.v1.stage_pb2 import DescribeRequest, DescribeResponse, Target
 
 log = logging.getLogger(__name__)
 
@@ -250,18 +249,18 @@ class StageClient:
         if tracer is None or not is_sampled(request.trace):
             return await send_noted(link, request, method, attempt, more)
         trace, started = child_of(request.trace), time.monotonic()
-        status = to_status(Cancelled("the caller gave up"))
+        outcome = 1, "the caller gave up"
         try:
             reply = await link.send(request, trace, more)
-            status = reply.status or Status()
+            outcome = (reply.status.code, reply.status.message) if reply.status else (0, "")
             return reply
         except MeshError as err:
-            status = to_status(err)
+            outcome = (failed := to_status(err)).code, failed.message
             raise
         finally:
             write_rpc_span(
-                tracer, method, trace, request.trace, SpanKind.CLIENT,
-                (status.code, status.message), started=started, ended=time.monotonic(),
+                tracer, method, trace, request.trace, SpanKind.CLIENT, outcome,
+                started=started, ended=time.monotonic(),
                 attributes={
                     **rpc_attributes(method, request.target),
                     "server.address": link.address, ATTEMPT: attempt,
