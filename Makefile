@@ -47,6 +47,7 @@ bench: install-dev  ## measure on this machine's CPU; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.wire
 	$(BIN)/python -m benchmarks.pipeline
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.tracing
 
 gpu:  ## tests and measurements on this machine's GPU; needs TensorRT, PyCUDA and torch in PYTHON
 	$(PYTHON) -m pytest -q -m gpu tests

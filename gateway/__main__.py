@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 
 from prometheus_client import REGISTRY
 
+from gateway.late_trace import LateTraces
 from gateway.metrics import watch_stages
 from gateway.pipeline import Stages
 from gateway.runner import PipelineRunner
@@ -41,13 +42,12 @@ async def main() -> None:
             )
         ])  # fmt: skip
         runner = PipelineRunner(settings.models, stages)
-        service = MeshService(
-            runner,
-            tracing.tracer,
-            Limits(settings.max_stream_items),
-            store,
-            settings.target_ms * 1e-3,
-        )
+        kept = otel.exports or store is not None
+        slow_s = settings.slow_ms / 1e3
+        late = LateTraces(tracing, slow_s) if slow_s and kept and not otel.off else None
+        limits = Limits(settings.max_stream_items)
+        target_s = settings.target_ms / 1e3
+        service = MeshService(runner, tracing.tracer, limits, store, target_s, late)
         size = settings.max_request_mbytes * 1024**2
         host = Host(settings.bind, (
             ("grpc.max_receive_message_length", size), ("grpc.max_send_message_length", size),

@@ -25,6 +25,11 @@ LIMIT = Gauge(
     "mesh_gateway_admission_limit", "Requests of a pipeline that may be under way", ["pipeline"]
 )
 INFLIGHT = Gauge("mesh_gateway_inflight", "Requests not answered yet")
+LATE_TRACES = Counter(
+    "mesh_gateway_late_traces",
+    "Slow or failed requests whose trace was written afterwards, or dropped for their number",
+    ["result"],
+)
 REPLICAS = Gauge("mesh_stage_replicas", "Replicas of a stage that take items", ["stage"])
 WAITING = Gauge("mesh_stage_waiting", "Requests that wait for a replica's credit", ["stage"])
 RETRIES = Gauge("mesh_stage_retries", "Items sent a second time, since the start", ["stage"])

@@ -192,6 +192,7 @@ async def _call(
         request.trace,
         request.client,
         slot,
+        hops=request.hops,
     )
     reply = await client.call(step, lease)
     error = reply.error()

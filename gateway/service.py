@@ -10,12 +10,13 @@ from opentelemetry.trace import Tracer
 
 from gateway.admission import Admission, admitting
 from gateway.answers import TYPED_CALLS, TypedCall
+from gateway.late_trace import LateTraces
 from gateway.metrics import metering, watch_admissions
 from gateway.runner import PipelineRunner
 from gateway.trace_store import TraceStore
 from mesh.errors import InvalidInput, MeshError, NotFound
 from mesh.grpc_types import Method, Methods
-from mesh.item import Handler, Reply, Request
+from mesh.item import Handler, Layer, Reply, Request
 from mesh.layers import errors, logging_failures, stack, standard_layers
 from mesh.server import Limits, StageServer
 from mesh.tensor import unpack
@@ -36,6 +37,7 @@ class MeshService:
         limits: of the coalescing streams.
         store: keeps traces; None: they go elsewhere.
         target_s: latency that is kept under overload, by refusing what would take longer; 0: none.
+        late: writes traces of requests that were not sampled; None: nobody does.
     """
 
     def __init__(
@@ -45,15 +47,17 @@ class MeshService:
         limits: Limits,
         store: TraceStore | None,
         target_s: float = 0.0,
+        late: LateTraces | None = None,
     ) -> None:
         self._runner = runner
         self._tracer = tracer
         self._store = store
+        self._late = late
         admissions = {name: Admission(target_s) for name in runner.names() if target_s}
         watch_admissions(admissions)
         admitted = admitting(admissions)
         self._item = stack(runner, [metering(), errors, admitted])
-        streamed = [metering(), *standard_layers(tracer, f"{NAME}/Stream"), admitted]
+        streamed = [metering(), *self._layers("Stream"), admitted]
         self.streams = StageServer(stack(runner, streamed), limits)
         self.streams.open()
 
@@ -77,7 +81,12 @@ class MeshService:
         }
 
     def _traced(self, name: str, handler: Handler) -> Method:
-        return unary_method(stack(handler, standard_layers(self._tracer, f"{NAME}/{name}")), name)
+        return unary_method(stack(handler, self._layers(name)), name)
+
+    def _layers(self, name: str) -> list[Layer]:
+        method = f"{NAME}/{name}"
+        late = [self._late.layer(method)] if self._late is not None else []
+        return [*late, *standard_layers(self._tracer, method)]
 
     def _plain(self, name: str, handler: Handler) -> Method:
         """Return a method without a span: looking at traces should not make some."""
@@ -102,7 +111,9 @@ class MeshService:
         if not items:
             raise InvalidInput(f"no items came for pipeline {pipeline!r}, wanted at least one")
         requests = [
-            Request(pipeline, item, b"", b"", call.deadline, call.trace, call.client)
+            Request(
+                pipeline, item, b"", b"", call.deadline, call.trace, call.client, hops=call.hops
+            )
             for item in items
         ]
         if len(requests) == 1:

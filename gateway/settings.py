@@ -29,5 +29,8 @@ class GatewaySettings(ServiceSettings):
     """Largest request and answer."""
     max_stream_items: int = Field(4096, ge=1)
     """Items of coalescing streams under way; more are sent back."""
+    slow_ms: int = Field(1000, ge=0)
+    """A request that is not sampled and takes longer, or fails by a fault of ours, gets its trace
+    afterwards; 0: none does."""
     trace_store: bool = True
     """Keep traces in memory for `trtmesh trace`, where no OTLP endpoint is set."""

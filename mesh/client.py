@@ -11,10 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
-from opentelemetry.trace import SpanKind, Tracer
+from opentelemetry.trace import NoOpTracer, SpanKind, Tracer
 
 from mesh.errors import (
-    Cancelled,
     DeadlineExceeded,
     MeshError,
     Overloaded,
@@ -22,21 +21,14 @@ from mesh.errors import (
     StageUnavailable,
 )
 from mesh.fair_queue import FairQueue
+from mesh.hop import send_noted
 from mesh.item import Reply, Request
 from mesh.link import Lease, Link
 from mesh.resolver import resolve
 from mesh.status import to_status
-from mesh.telemetry import (
-    ATTEMPT,
-    Attributes,
-    end_rpc_span,
-    is_sampled,
-    rpc_attributes,
-    start_span,
-    trace_of,
-)
+from mesh.telemetry import ATTEMPT, child_of, is_sampled, rpc_attributes, write_rpc_span
 from mesh.unary import ask
-from protos.mesh.v1.stage_pb2 import DescribeRequest, DescribeResponse, Status, Target
+from protos.mesh.v1.stage_pb2 import DescribeRequest, DescribeResponse, Target
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +79,7 @@ class StageClient:
         self._targets = targets
         self._method = f"/{stage}/{method}"
         self._limits = limits
-        self._tracer = tracer
+        self._tracer = None if isinstance(tracer, NoOpTracer) else tracer
         self._links: list[Link] = []
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._waiting: FairQueue[tuple[int, asyncio.Future[Lease]]] = FairQueue()
@@ -253,25 +245,27 @@ class StageClient:
         self, link: Link, request: Request, attempt: int, more: Callable[[Reply], None] | None
     ) -> Reply:
         """Send an item, with a CLIENT span around it when its trace is sampled."""
-        if self._tracer is None or not is_sampled(request.trace):
-            return await link.send(request, request.trace, more)
-        attributes: Attributes = {
-            **rpc_attributes(self._method[1:], request.target),
-            "server.address": link.address, ATTEMPT: attempt,
-        }  # fmt: skip
-        span = start_span(
-            self._tracer, self._method[1:], request.trace, SpanKind.CLIENT, attributes=attributes
-        )
-        status = to_status(Cancelled("the caller gave up"))
+        tracer, method = self._tracer, self._method[1:]
+        if tracer is None or not is_sampled(request.trace):
+            return await send_noted(link, request, method, attempt, more)
+        trace, started = child_of(request.trace), time.monotonic()
+        outcome = 1, "the caller gave up"
         try:
-            reply = await link.send(request, trace_of(span), more)
-            status = reply.status or Status()
+            reply = await link.send(request, trace, more)
+            outcome = (reply.status.code, reply.status.message) if reply.status else (0, "")
             return reply
         except MeshError as err:
-            status = to_status(err)
+            outcome = (failed := to_status(err)).code, failed.message
             raise
         finally:
-            end_rpc_span(span, status.code, status.message)
+            write_rpc_span(
+                tracer, method, trace, request.trace, SpanKind.CLIENT, outcome,
+                started=started, ended=time.monotonic(),
+                attributes={
+                    **rpc_attributes(method, request.target),
+                    "server.address": link.address, ATTEMPT: attempt,
+                },
+            )  # fmt: skip
 
     def _may_repeat(self, error: MeshError | None, link: Link) -> bool:
         if isinstance(error, ReplicaFull):

@@ -50,6 +50,28 @@ class Reply:
 
 
 @dataclass(slots=True)
+class Hop:
+    """One attempt of an unsampled request at a stage; times on the clock of `time.monotonic`."""
+
+    method: str
+    """Full name, as `mesh.v1.Infer/Run`."""
+    target: str
+    address: str
+    """Of the replica."""
+    attempt: int
+    """0 for the first one."""
+    sent: float
+    ended: float = 0.0
+    """When the reply came, or the attempt was given up."""
+    answered: bool = False
+    """Whether the replica has replied."""
+    timings: Timings | None = None
+    """As the replica told them."""
+    status: stage_pb2.Status | None = None
+    """Why the attempt failed; None: it did not."""
+
+
+@dataclass(slots=True)
 class Request:
     """One item of work."""
 
@@ -73,6 +95,8 @@ class Request:
     """Sends a reply before the last one; set by whoever can take several."""
     received: float = field(default_factory=time.monotonic)
     """When it came to this process, on the same clock."""
+    hops: list[Hop] | None = None
+    """Attempts at stages, noted for a trace that may be written afterwards; None: not noted."""
 
     def check_deadline(self) -> None:
         """Call before any work.

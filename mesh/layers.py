@@ -2,24 +2,30 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Awaitable, Sequence
 
+from opentelemetry.sdk.trace import Tracer as SdkTracer
 from opentelemetry.trace import Link, SpanKind, Tracer
 
 from mesh.item import Handler, Layer, Reply, Request, Timings
+from mesh.sampling import Sampling
 from mesh.status import SERVER_FAULTS, code_from_number, public, to_status
 from mesh.telemetry import (
     BATCH_ROWS,
+    Attributes,
+    child_of,
     context_of,
-    end_rpc_span,
-    epoch_ns,
     is_sampled,
     rpc_attributes,
-    start_span,
-    trace_of,
+    write_rpc_span,
+    write_span,
 )
 
 log = logging.getLogger(__name__)
+
+NO_TRACE = bytes(25)
+"""Tells the services behind one without tracing that they should not begin a trace either."""
 
 
 def stack(handler: Handler, layers: Sequence[Layer]) -> Handler:
@@ -41,38 +47,54 @@ def standard_layers(tracer: Tracer, method: str) -> list[Layer]:
 def tracing(tracer: Tracer, method: str) -> Layer:
     """Make a SERVER span of each sampled request, with a child for each timing it reports.
 
-    A request that comes without a trace context begins a trace, and the sampler decides.
+    A request that comes without a trace context begins a trace, and the sampler decides. No span
+    is made of one that is not sampled.
 
     Args:
         tracer: of the process.
         method: full name, as `mesh.v1.Infer/Run`.
     """
+    if not isinstance(tracer, SdkTracer):
+        return _untraced
+    sampling = Sampling(tracer, method)
 
     def layer(handler: Handler) -> Handler:
         async def traced(request: Request) -> Reply:
-            if request.trace and not is_sampled(request.trace):
+            came = request.trace
+            trace = request.trace = sampling.decide(came, request.target)
+            if not is_sampled(trace):
                 return await handler(request)
-            span = start_span(
-                tracer, method, request.trace, SpanKind.SERVER,
-                attributes=rpc_attributes(method, request.target), started=request.received,
-            )  # fmt: skip
-            request.trace = trace_of(span)
-            if not span.is_recording():
-                return await handler(request)
+
+            def write(code: int, message: str) -> None:
+                write_rpc_span(
+                    tracer, method, trace, came, SpanKind.SERVER, (code, message),
+                    started=request.received, ended=time.monotonic(),
+                    attributes={**rpc_attributes(method, request.target)},
+                )  # fmt: skip
+
             try:
                 reply = await handler(request)
             except asyncio.CancelledError:
-                end_rpc_span(span, 1, "the caller gave up")
+                write(1, "the caller gave up")
                 raise
             if reply.timings is not None:
                 span_timings(tracer, request, reply.timings)
             status = reply.status
-            end_rpc_span(span, status.code if status else 0, status.message if status else "")
+            write(status.code if status else 0, status.message if status else "")
             return reply
 
         return traced
 
     return layer
+
+
+def _untraced(handler: Handler) -> Handler:
+    def untraced(request: Request) -> Awaitable[Reply]:
+        if not request.trace:
+            request.trace = NO_TRACE
+        return handler(request)
+
+    return untraced
 
 
 def logging_failures(method: str) -> Layer:
@@ -110,8 +132,17 @@ def errors(handler: Handler) -> Handler:
     return mapped
 
 
-def span_timings(tracer: Tracer, request: Request, timings: Timings) -> None:
-    """Make a child span of a request's span for each timing, unless they have spans already."""
+def span_timings(
+    tracer: Tracer, request: Request, timings: Timings, marks: Attributes | None = None
+) -> None:
+    """Make a child span of a request's span for each timing, unless they have spans already.
+
+    Args:
+        tracer: of the process that the timings are from.
+        request: with the context of its span, and when it was received.
+        timings: of the request.
+        marks: attributes of every child.
+    """
     if timings.traced:
         return
     at = request.received
@@ -123,12 +154,12 @@ def span_timings(tracer: Tracer, request: Request, timings: Timings) -> None:
         if not seconds:
             continue
         links = []
-        attributes: dict[str, int] = {}
+        attributes: dict[str, str | int | float | bool] = dict(marks or {})
         if name == "run" and timings.batch_rows:
             attributes[BATCH_ROWS] = timings.batch_rows
             links = [Link(context_of(timings.batch_trace))] if timings.batch_trace else []
-        span = start_span(
-            tracer, name, request.trace, attributes=attributes, links=links, started=at
-        )
+        write_span(
+            tracer, name, child_of(request.trace), request.trace,
+            started=at, ended=at + seconds, attributes=attributes, links=links,
+        )  # fmt: skip
         at += seconds
-        span.end(epoch_ns(at))

@@ -32,6 +32,10 @@ class TelemetrySettings(BaseSettings):
     """The same, for traces only."""
     span_link_count_limit: int | None = None
     """Links that a span keeps; None: enough for the largest batch."""
+    bsp_max_queue_size: Annotated[int, Field(ge=1)] = 2048
+    """Spans that wait to leave; one more is dropped and counted."""
+    bsp_max_export_batch_size: Annotated[int, Field(ge=1)] = 512
+    """Spans that leave together."""
 
     @property
     def exports(self) -> bool:
@@ -39,6 +43,11 @@ class TelemetrySettings(BaseSettings):
         endpoint = self.exporter_otlp_endpoint or self.exporter_otlp_traces_endpoint
         wanted = self.traces_exporter == "otlp" or (not self.traces_exporter and bool(endpoint))
         return wanted and not self.sdk_disabled
+
+    @property
+    def off(self) -> bool:
+        """Tell whether no request at all is to have a trace."""
+        return self.sdk_disabled or self.traces_sampler.lower() == "always_off"
 
 
 def _level(name: str) -> str:

@@ -14,6 +14,7 @@ SHOWN = (
     "mesh.attempt",
     "mesh.batch.rows",
     "mesh.batch.items",
+    "mesh.reconstructed",
     "rpc.response.status_code",
 )
 

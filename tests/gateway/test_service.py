@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 from google.protobuf.message import Message
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, TracesData
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.trace import SpanKind
 
+from gateway.late_trace import LateTraces
 from gateway.runner import PipelineRunner
 from gateway.service import NAME, MeshService
 from gateway.trace_store import TraceStore
@@ -21,12 +24,13 @@ from mesh.errors import DeadlineExceeded, InvalidInput, MeshError, NotFound, Ref
 from mesh.item import Reply, Request
 from mesh.server import Limits
 from mesh.status import from_rpc_error
+from mesh.telemetry import Tracing
 from mesh.tensor import Tensors, bytes_tensor, from_proto, pack, to_proto, unpack
 from protos.mesh.v1 import mesh_pb2
 from tests.conftest import eventually
 from tests.gateway.stages import PIPELINE, FakeMesh, repository, running_mesh
 from tests.gateway.test_trace_store import group, request_span
-from tests.mesh.spans import SAMPLED, Spans
+from tests.mesh.spans import SAMPLED, Spans, parent_id, span_id
 
 PIPELINES = {
     "digits": PIPELINE,
@@ -81,15 +85,19 @@ async def rank(request: Request) -> Reply:
 
 
 @asynccontextmanager
-async def running_gateway(folder: Path, store: TraceStore | None = None) -> AsyncIterator[Gateway]:
+async def running_gateway(
+    folder: Path, store: TraceStore | None = None, spans: Spans | None = None, slow_s: float = 0
+) -> AsyncIterator[Gateway]:
     root = repository(folder, **PIPELINES)
     async with running_mesh() as mesh:
         mesh.preprocess.answer = mesh.infer.answer = pass_on
         mesh.postprocess.answer = rank
         runner = PipelineRunner(root, mesh.stages)
         await runner.check()
-        spans = Spans()
-        service = MeshService(runner, spans.tracer, Limits(), store)
+        spans = spans or Spans()
+        tracing = Tracing(spans.tracer, spans.sampled, lambda _: spans.sampled, lambda: None)
+        late = LateTraces(tracing, slow_s) if slow_s else None
+        service = MeshService(runner, spans.tracer, Limits(), store, late=late)
         server = grpc.aio.server()
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(NAME, service.methods()),)
@@ -231,6 +239,44 @@ async def test_call_is_one_span_and_looking_is_none(gateway: Gateway) -> None:
     parent = gateway.spans.one(f"{NAME}/Run").parent
     assert parent is not None
     assert parent.span_id.to_bytes(8, "big") == SAMPLED[16:24]
+
+
+@pytest.fixture
+async def unsampled(tmp_path: Path) -> AsyncIterator[Gateway]:
+    """A gateway that samples nothing, and to which every request is slow."""
+    async with running_gateway(tmp_path, spans=Spans(ALWAYS_OFF), slow_s=1e-9) as found:
+        for client in found.mesh.stages.all():
+            client._tracer = found.spans.tracer
+        yield found
+
+
+def kinds(gateway: Gateway, root: str) -> list[tuple[str, SpanKind]]:
+    """Return the children of the only root with that name."""
+    span = gateway.spans.one(root)
+    return [
+        (child.name, child.kind) for child in gateway.spans.all if parent_id(child) == span_id(span)
+    ]
+
+
+async def test_slow_call_that_is_not_sampled_shows_the_attempts_of_each_item(
+    unsampled: Gateway,
+) -> None:
+    await unsampled.call("Run", run_request(b"ab", b"c", b"d"))
+    stages = [fake.service for fake in unsampled.mesh.fakes]
+    assert sorted(kinds(unsampled, f"{NAME}/Run")) == sorted(
+        (f"{stage}/Run", SpanKind.CLIENT) for stage in stages * 3
+    )
+
+
+async def test_slow_item_of_a_stream_shows_its_attempts(unsampled: Gateway) -> None:
+    async with StageClient(NAME, unsampled.address, method="Stream") as client:
+        await client.call(Request("digits", pack({"image": bytes_tensor(b"x")})))
+    assert len(kinds(unsampled, f"{NAME}/Stream")) == 3
+
+
+async def test_looking_at_traces_is_never_slow(unsampled: Gateway) -> None:
+    await unsampled.call("ListPipelines", mesh_pb2.ListPipelinesRequest())
+    assert not unsampled.spans.all
 
 
 async def test_stream_carries_items_of_any_pipeline(gateway: Gateway) -> None:

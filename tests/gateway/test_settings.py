@@ -23,6 +23,7 @@ def test_defaults_are_those_of_the_readme() -> None:
         "127.0.0.1:8011", "127.0.0.1:8012", "127.0.0.1:8013"
     )  # fmt: skip
     assert found.trace_store is True
+    assert found.slow_ms == 1000
 
 
 def test_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,6 +43,7 @@ def test_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
         ("GATEWAY_MAX_STREAM_ITEMS", "-1"),
         ("GATEWAY_METRICS_PORT", "http"),
         ("GATEWAY_TRACE_STORE", "perhaps"),
+        ("GATEWAY_SLOW_MS", "-1"),
     ],
     ids=str,
 )

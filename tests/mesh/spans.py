@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler
+from opentelemetry.trace import Tracer
 
 STATUS = "rpc.response.status_code"
 TRACE_ID = bytes(range(1, 17))
@@ -14,14 +16,31 @@ SAMPLED = TRACE_ID + bytes(range(1, 9)) + b"\1"
 UNSAMPLED = SAMPLED[:24] + b"\0"
 
 
+class CountedIds(RandomIdGenerator):
+    """Counts the span objects that the SDK makes: each has an id, whether it records or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spans = 0
+
+    def generate_span_id(self) -> int:
+        self.spans += 1
+        return super().generate_span_id()
+
+
 class Spans:
     """A tracer and what it has made."""
 
     def __init__(self, sampler: Sampler = ALWAYS_ON) -> None:
         self._memory = InMemorySpanExporter()
-        provider = TracerProvider(sampler)
+        self.ids = CountedIds()
+        self.tracer = self._tracer(sampler)
+        self.sampled = self._tracer(ALWAYS_ON)
+
+    def _tracer(self, sampler: Sampler) -> Tracer:
+        provider = TracerProvider(sampler, id_generator=self.ids)
         provider.add_span_processor(SimpleSpanProcessor(self._memory))
-        self.tracer = provider.get_tracer("test")
+        return provider.get_tracer("test")
 
     @property
     def all(self) -> Sequence[ReadableSpan]:

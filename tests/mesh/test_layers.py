@@ -5,14 +5,20 @@ import logging
 import time
 
 import pytest
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.sdk.trace.sampling import (
+    ALWAYS_OFF,
+    ALWAYS_ON,
+    DEFAULT_OFF,
+    Sampler,
+    TraceIdRatioBased,
+)
+from opentelemetry.trace import NoOpTracer, SpanKind, StatusCode
 
 from mesh.errors import InternalError, InvalidInput, MeshError
 from mesh.item import Handler, Layer, Reply, Request, Timings
 from mesh.layers import errors, logging_failures, stack, standard_layers, tracing
 from mesh.status import code_of, from_status
-from mesh.telemetry import BATCH_ROWS, TARGET, is_sampled
+from mesh.telemetry import BATCH_ROWS, TARGET, is_sampled, start_span
 from tests.mesh.spans import (
     SAMPLED,
     STATUS,
@@ -180,6 +186,51 @@ async def test_request_without_context_begins_a_trace_as_the_sampler_decides(sam
         span = spans.one(METHOD)
         assert span.parent is None
         assert span_id(span) == int.from_bytes(trace[16:24], "big")
+
+
+@pytest.mark.parametrize(
+    "sampler", [ALWAYS_OFF, DEFAULT_OFF, TraceIdRatioBased(0)], ids=["off", "parent", "ratio"]
+)
+@pytest.mark.parametrize("trace", [b"", UNSAMPLED], ids=["no_context", "unsampled"])
+async def test_request_that_is_not_sampled_costs_no_span_object(
+    trace: bytes, sampler: Sampler
+) -> None:
+    spans = Spans(sampler)
+    for _ in range(20):
+        await served(spans, answering(Timings(1, 1, 1)), trace)
+    assert spans.ids.spans == 0
+
+
+def test_span_object_that_records_nothing_is_counted() -> None:
+    """What the test above guards: the SDK makes one to tell that there is none."""
+    spans = Spans(ALWAYS_OFF)
+    assert not start_span(spans.tracer, METHOD).is_recording()
+    assert spans.ids.spans == 1
+
+
+@pytest.mark.parametrize("trace", [b"", SAMPLED], ids=["root", "child"])
+async def test_request_that_is_sampled_needs_no_span_object_of_the_sdk_s_either(
+    trace: bytes,
+) -> None:
+    spans = Spans()
+    await served(spans, answering(Timings(1, 1, 1)), trace)
+    assert (spans.ids.spans, len(spans.all)) == (0, 4)
+
+
+async def test_disabled_sdk_passes_requests_on_so_that_nobody_behind_begins_a_trace() -> None:
+    seen = []
+
+    async def note(request: Request) -> Reply:
+        seen.append(request.trace)
+        return Reply()
+
+    handler = stack(note, standard_layers(NoOpTracer(), METHOD))
+    for trace in (b"", UNSAMPLED, SAMPLED):
+        await handler(Request("t", b"", trace=trace))
+    assert seen == [bytes(25), UNSAMPLED, SAMPLED]
+    behind = Spans()
+    await served(behind, answering(), seen[0])
+    assert not behind.all
 
 
 async def test_handler_sees_the_span_as_the_parent_of_its_own() -> None:

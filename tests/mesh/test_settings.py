@@ -147,3 +147,35 @@ def test_wrong_otel_value_names_its_variable(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("OTEL_SPAN_LINK_COUNT_LIMIT", "many")
     with pytest.raises(SettingsError, match=r"OTEL_SPAN_LINK_COUNT_LIMIT: .*'many'"):
         load(TelemetrySettings)
+
+
+@pytest.mark.parametrize(
+    ("variables", "off"),
+    [
+        ({}, False),
+        ({"OTEL_SDK_DISABLED": "true"}, True),
+        ({"OTEL_TRACES_SAMPLER": "always_off"}, True),
+        ({"OTEL_TRACES_SAMPLER": "Always_Off"}, True),
+        ({"OTEL_TRACES_SAMPLER": "parentbased_always_off"}, False),
+    ],
+    ids=["default", "disabled", "always_off", "other_case", "as_callers_ask"],
+)
+def test_off_is_off_for_late_traces_too(
+    variables: dict[str, str], off: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert load(TelemetrySettings).off is off
+
+
+@pytest.mark.parametrize(
+    "name", ["OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"], ids=str
+)
+def test_bound_of_the_spans_that_wait_is_read_and_checked(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "7")
+    assert 7 in load(TelemetrySettings).model_dump().values()
+    monkeypatch.setenv(name, "0")
+    with pytest.raises(SettingsError, match=name):
+        load(TelemetrySettings)

@@ -1,6 +1,7 @@
 """Trace contexts pass unchanged, garbage begins a new trace, `OTEL_*` says where spans go."""
 
 import asyncio
+import json
 import os
 import time
 from collections.abc import AsyncIterator
@@ -11,15 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import Link, SpanKind, StatusCode
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.trace import Link, NoOpTracer, SpanKind, StatusCode
 
 from gateway.trace_store import TraceStore, trace_service
 from mesh.settings import TelemetrySettings, load
 from mesh.telemetry import (
     MAX_LINKS,
+    FixedResource,
     Tracing,
+    child_of,
     configure,
     context_of,
     end_rpc_span,
@@ -29,6 +34,8 @@ from mesh.telemetry import (
     start_span,
     to_traceparent,
     trace_of,
+    write_rpc_span,
+    write_span,
 )
 from tests.mesh.spans import SAMPLED, STATUS, TRACE_ID, UNSAMPLED, Spans, attributes
 
@@ -139,6 +146,47 @@ def test_span_of_a_call_tells_its_status(kind: SpanKind, code: int, name: str, e
     assert ("error.type" in attributes(span)) is error
     assert span.status.description == ("why" if error else None)
     assert attributes(span)[STATUS] == name
+
+
+@pytest.mark.parametrize("kind", [SpanKind.SERVER, SpanKind.CLIENT], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("code", [0, 3, 13, 99], ids=str)
+def test_written_span_is_as_one_of_the_sdk_s(kind: SpanKind, code: int) -> None:
+    spans = Spans()
+    end_rpc_span(start_span(spans.tracer, "s", SAMPLED, kind, attributes={"a": 1}), code, "why")
+    write_rpc_span(
+        spans.tracer, "s", child_of(SAMPLED), SAMPLED, kind, (code, "why"),
+        started=0, ended=1, attributes={"a": 1},
+    )  # fmt: skip
+    made, written = (json.loads(span.to_json()) for span in spans.all)
+    for found in (made, written):
+        assert found["context"].pop("span_id") != SAMPLED[16:24].hex()
+        found.pop("start_time"), found.pop("end_time")
+    assert made == written
+
+
+def test_written_span_has_its_ids_its_times_and_the_way_out_of_the_tracer() -> None:
+    spans = Spans(ALWAYS_OFF)  # whoever writes has decided already
+    now, link = time.monotonic(), Link(context_of(UNSAMPLED))
+    write_span(spans.tracer, "root", SAMPLED, started=now - 2, ended=now - 1, links=[link])
+    span = spans.one("root")
+    context = span.get_span_context()
+    assert context is not None
+    assert (context.trace_id, context.span_id) == context_of(SAMPLED)[:2]
+    assert span.parent is None
+    assert span.start_time == pytest.approx(time.time_ns() - 2e9, abs=10**8)
+    assert (span.end_time or 0) - (span.start_time or 0) == pytest.approx(1e9, abs=2)
+    assert list(span.links) == [link]
+
+
+def test_tracer_that_is_not_the_sdk_s_writes_nothing() -> None:
+    write_span(NoOpTracer(), "s", SAMPLED, started=0, ended=1)
+
+
+@given(st.binary(min_size=25, max_size=25))
+def test_child_has_the_trace_and_flags_of_its_parent(trace: bytes) -> None:
+    child = child_of(trace)
+    assert (child[:16], child[24:], len(child)) == (trace[:16], trace[24:], 25)
+    assert child[16:24] != trace[16:24]
 
 
 @dataclass
@@ -288,6 +336,13 @@ def test_sdk_without_our_limit_would_keep_fewer() -> None:
     members = [Link(context_of(bytes([n + 1]) * 24 + b"\1")) for n in range(200)]
     start_span(spans.tracer, "batch", links=members).end()
     assert len(spans.one("batch").links) == 128
+
+
+def test_resource_that_is_hashed_once_is_the_same_key() -> None:
+    resource = Resource({"service.name": "infer"}, "schema")
+    fixed, other = FixedResource(resource), FixedResource(Resource({"service.name": "other"}))
+    assert (hash(fixed), fixed) == (hash(resource), resource)
+    assert {resource: 1, other: 2}[fixed] == 1
 
 
 async def test_collector_that_is_away_does_not_hold_up_the_end(
