@@ -5,7 +5,6 @@ ONNX Runtime backend, so the model step is a Python model too, which runs batche
 with one thread.
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,16 +76,21 @@ def text_steps(model: Path, tokenizer: Path) -> tuple[Step, ...]:
     )
 
 
-def write_ensemble(root: Path, name: str, steps: Sequence[Step], delay_us: int | None) -> Path:
+def write_ensemble(
+    root: Path, name: str, steps: Sequence[Step], delay_us: int | None, paths: Sequence[Path]
+) -> Path:
     """Write a repository with the ensemble and its steps; return it.
 
     Args:
         delay_us: how long each step waits for a larger batch; None: not at all.
+        paths: where the steps find what they import: Triton's stub ignores PYTHONPATH.
     """
+    head = f"import sys\n\nsys.path[:0] = {[str(path) for path in paths]}\n\n"
     for step in steps:
         folder = root / step.source
         (folder / "1").mkdir(parents=True)
-        shutil.copy(MODELS / f"{step.source}.py", folder / "1/model.py")
+        source = (MODELS / f"{step.source}.py").read_text()
+        (folder / "1/model.py").write_text(head + source)
         (folder / "config.pbtxt").write_text(step_config(step, delay_us))
     (root / name / "1").mkdir(parents=True)
     (root / name / "config.pbtxt").write_text(ensemble_config(name, steps))
