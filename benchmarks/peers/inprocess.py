@@ -1,6 +1,6 @@
 """The limit: the same work as a loop inside one process, without any server.
 
-`python -m benchmarks.peers.inprocess LOOP --models DIR --inputs DIR --threads N --seconds S` prints
+`python -m benchmarks.peers.inprocess LOOP --place DIR --inputs DIR --threads N --seconds S` prints
 the report of one run as JSON, or the classes of each payload with `--once`.
 """
 
@@ -29,8 +29,8 @@ Loop = Callable[[bytes], list[int]]
 class PlainLoop:
     """What people write without a server: decode, resize, crop, normalize in numpy, run, sort."""
 
-    def __init__(self, models: Path) -> None:
-        self._session = session(str(models / "floats.onnx"))
+    def __init__(self, place: Path) -> None:
+        self._session = session(str(place / "floats.onnx"))
 
     def __call__(self, payload: bytes) -> list[int]:
         """Return the five best classes of a picture."""
@@ -41,8 +41,8 @@ class PlainLoop:
 class OwnOpsLoop:
     """The same with the mesh's own ops, in one process."""
 
-    def __init__(self, models: Path) -> None:
-        self._engine = load_onnxruntime(models / "bench/1/model.onnx", 1).open()
+    def __init__(self, place: Path) -> None:
+        self._engine = load_onnxruntime(place / "models/bench/1/model.onnx", 1).open()
         self._before = CenterCrop(size=(224, 224), resize=256)
         self._after = TopK(k=5)
 
@@ -57,9 +57,9 @@ class OwnOpsLoop:
 class TextLoop:
     """What people write for a text: a Hugging Face tokenizer, run, sort."""
 
-    def __init__(self, models: Path) -> None:
-        self._tokens = Tokens(str(models / "language/tokenizer"))
-        self._session = session(str(models / "language/1/model.onnx"))
+    def __init__(self, place: Path) -> None:
+        self._tokens = Tokens(str(place / "models/language/tokenizer"))
+        self._session = session(str(place / "models/language/1/model.onnx"))
 
     def __call__(self, payload: bytes) -> list[int]:
         """Return the three best classes of a text."""
@@ -94,7 +94,7 @@ def run_loop(loop: Loop, payloads: list[bytes], threads: int, seconds: float) ->
 def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers.inprocess")
     parser.add_argument("loop", choices=LOOPS)
-    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--place", type=Path, required=True)
     parser.add_argument("--inputs", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=3.0)
@@ -102,7 +102,7 @@ def main(words: list[str]) -> None:
     job = parser.parse_args(words)
     cv2.setNumThreads(1)
     payloads = [path.read_bytes() for path in sorted(job.inputs.iterdir())]
-    loop = LOOPS[job.loop](job.models)
+    loop = LOOPS[job.loop](job.place)
     if job.once:
         print(json.dumps([loop(payload) for payload in payloads]))
         return

@@ -29,8 +29,13 @@ class Place:
 
     @property
     def models(self) -> Path:
-        """The mesh's repository, with the bench model that takes floats beside it."""
+        """The mesh's repository."""
         return self.root / "models"
+
+    @property
+    def floats(self) -> Path:
+        """The bench model that takes normalized floats."""
+        return self.root / "floats.onnx"
 
     def inputs(self, work: str) -> Path:
         """Return the folder with the payloads of a kind of work."""
@@ -43,14 +48,13 @@ class Place:
     def prepare(self) -> None:
         """Write models, inputs and Triton's repositories."""
         model = write_repository(self.models)
-        floats = self.models / "floats.onnx"
-        onnx.save(bench_model(normalizes=False), floats)
+        onnx.save(bench_model(normalizes=False), self.floats)
         shutil.copytree(ROOT / "models/language", self.models / "language")
         write_inputs(self.inputs("jpeg"), pictures())
         write_inputs(self.inputs("text"), texts())
         language = self.models / "language"
         text = triton.text_steps(language / "1/model.onnx", language / "tokenizer")
-        documented = triton.documented_steps(floats)
+        documented = triton.documented_steps(self.floats)
         for name, pipeline, steps, delay_us in (
             ("triton-docs", "bench", documented, triton.DOCUMENTED_DELAY_US),
             ("triton-no-delay", "bench", documented, None),
@@ -137,11 +141,11 @@ def start_triton(place: Place, port: int, name: str) -> Start:
 def start_fastapi(place: Place, port: int, name: str) -> Start:
     """Start uvicorn, with one worker unless the name ends in a number."""
     work = "text" if name.endswith("text") else "jpeg"
-    model = "language/1/model.onnx" if work == "text" else "floats.onnx"
+    model = place.models / "language/1/model.onnx" if work == "text" else place.floats
     words = ["-m", "uvicorn", f"benchmarks.peers.apps.fastapi_{work}:app", "--port", str(port)]
     words += ["--log-level", "warning", "--workers", name[-1] if name[-1].isdigit() else "1"]
     environment = {
-        "BENCH_MODEL": str(place.models / model),
+        "BENCH_MODEL": str(model),
         "BENCH_TOKENIZER": str(place.models / "language/tokenizer"),
     }
     return Start([str(FASTAPI.python), *words], environment)
@@ -150,7 +154,7 @@ def start_fastapi(place: Place, port: int, name: str) -> Start:
 def start_litserve(place: Place, port: int, name: str) -> Start:
     """Start LitServe with one worker, its default."""
     words = ["-m", "benchmarks.peers.apps.litserve_jpeg", str(port)]
-    environment = {"BENCH_MODEL": str(place.models / "floats.onnx")}
+    environment = {"BENCH_MODEL": str(place.floats)}
     return Start([str(LITSERVE.python), *words], environment)
 
 
