@@ -108,7 +108,9 @@ class Supervisor:
             ports = iter(_free_ports(sum(map(len, names.values()))))
             return {stage: [f"127.0.0.1:{next(ports)}" for _ in names[stage]] for stage in STAGES}
         folder = self._sockets.name
-        return {stage: [f"unix:{folder}/{stage}-{i}.sock" for i in names[stage]] for stage in STAGES}
+        return {
+            stage: [f"unix:{folder}/{stage}-{i}.sock" for i in names[stage]] for stage in STAGES
+        }
 
     async def _keep(self, child: Child) -> None:
         """Run a process again and again, with a growing pause while it keeps dying young."""

@@ -1,7 +1,7 @@
 """Clients of the mesh: unary calls, and the coalescing stream of heavy clients."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import grpc
@@ -14,29 +14,41 @@ from mesh.tensor import bytes_tensor, pack, unpack
 from protos.mesh.v1 import mesh_pb2
 
 PIPELINES = {"jpeg": "bench", "text": "language"}
+Answer = mesh_pb2.ClassifyResponse | mesh_pb2.ClassifyTextResponse
 INPUTS = {"jpeg": "image", "text": "text"}
 
 
 @asynccontextmanager
 async def unary(address: str, work: str, timeout_s: float) -> AsyncIterator[Ask]:
     """Call `Classify` or `ClassifyText`, as any gRPC client does."""
-    method, kind, answer = {
-        "jpeg": ("Classify", mesh_pb2.ClassifyRequest, mesh_pb2.ClassifyResponse),
-        "text": ("ClassifyText", mesh_pb2.ClassifyTextRequest, mesh_pb2.ClassifyTextResponse),
-    }[work]
     async with grpc.aio.insecure_channel(address) as channel:
-        call = channel.unary_unary(
-            f"/mesh.v1.Mesh/{method}", kind.SerializeToString, answer.FromString
+        pictures = channel.unary_unary(
+            "/mesh.v1.Mesh/Classify",
+            mesh_pb2.ClassifyRequest.SerializeToString,
+            mesh_pb2.ClassifyResponse.FromString,
+        )
+        texts = channel.unary_unary(
+            "/mesh.v1.Mesh/ClassifyText",
+            mesh_pb2.ClassifyTextRequest.SerializeToString,
+            mesh_pb2.ClassifyTextResponse.FromString,
         )
 
+        async def picture(payload: bytes) -> mesh_pb2.ClassifyResponse:
+            request = mesh_pb2.ClassifyRequest(pipeline=PIPELINES[work], images=[payload])
+            return await pictures(request, timeout=timeout_s)
+
+        async def text(payload: bytes) -> mesh_pb2.ClassifyTextResponse:
+            request = mesh_pb2.ClassifyTextRequest(
+                pipeline=PIPELINES[work], texts=[payload.decode()]
+            )
+            return await texts(request, timeout=timeout_s)
+
+        sends: dict[str, Callable[[bytes], Awaitable[Answer]]] = {"jpeg": picture, "text": text}
+        send = sends[work]
+
         async def ask(payload: bytes) -> list[int]:
-            if work == "jpeg":
-                request = mesh_pb2.ClassifyRequest(pipeline="bench", images=[payload])
-            else:
-                text = payload.decode()
-                request = mesh_pb2.ClassifyTextRequest(pipeline="language", texts=[text])
             try:
-                response = await call(request, timeout=timeout_s)
+                response = await send(payload)
             except grpc.aio.AioRpcError as err:
                 raise AskError(err.code().name) from err
             return [category.class_id for category in response.results[0].categories]

@@ -6,6 +6,7 @@ a machine that slows down slows all.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,8 @@ RATES = (50.0, 100.0, 150.0, 200.0, 250.0, 300.0, 400.0, 500.0, 600.0)
 QUICK_RATES = (100.0, 250.0)
 ROUNDS = 3
 SECONDS = 2.5
-QUICK_SECONDS = 1.5
+QUICK_SECONDS = 1.2
+IDLE_LOAD = 0.3
 PLOT = Path(__file__).parent.parent / "results/peers.svg"
 
 
@@ -82,8 +84,12 @@ def make(venvs: set[Venv]) -> dict[str, str]:
 
 def main(words: list[str]) -> int:
     job = parse(words)
+    load = os.getloadavg()[0]
+    if load > IDLE_LOAD:
+        print(f"this machine is not idle (load {load:.1f}): take the figures for a rehearsal")
     systems = [system for system in SYSTEMS if system.name in job.only]
-    failed = make({venv for system in systems for venv in system.venvs})
+    venvs = {venv for system in systems for venv in system.venvs}
+    failed = make(venvs)
     lost = {
         system.name: f"no environment {venv.name}: {failed[venv.name]}"
         for system in systems
@@ -111,6 +117,8 @@ def main(words: list[str]) -> int:
             "ratios": ratio_rows(rounds),
             "curves": curves,
             "not_run": lost,
+            "load_before": round(load, 2),
+            "environments": {venv.name: [*venv.bare, *venv.requirements()] for venv in venvs},
             "rounds": {name: [turn.record() for turn in turns] for name, turns in rounds.items()},
         },
     )

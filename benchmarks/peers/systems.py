@@ -186,3 +186,4 @@ SYSTEMS = (
     System("fastapi-text", "text: FastAPI + ONNX Runtime", "text", "http-json", start_fastapi,
            WEB),
 )  # fmt: skip
+BY_NAME = {system.name: system for system in SYSTEMS}

@@ -13,7 +13,6 @@ from benchmarks.peers.server import ROOT
 from benchmarks.peers.systems import Place, System
 
 CONCURRENCY = 32
-WARM_S = 1.0
 CLIENT_LIMIT_S = 120.0
 
 
@@ -69,41 +68,48 @@ def take(system: System, place: Place, plan: Plan) -> Turn:
     if not system.protocol:
         return _loop_turn(system, place, plan)
     with system.serve(place) as (pid, address):
-        ask = _client(system, place, address)
+        ask = client(system, place, address)
         _compare(system, ask("once"), _expected(system.reference, place))
-        ask("closed", "--concurrency", CONCURRENCY, "--seconds", WARM_S)
+        ask("closed", "--concurrency", CONCURRENCY, "--seconds", plan.seconds / 3)
         before = cpu_seconds(pid)
         busy = ask("closed", "--concurrency", CONCURRENCY, "--seconds", plan.seconds)
         # The client's one request before the loop is in the CPU time too.
         cpu = cpu_us(before, cpu_seconds(pid), busy["answered"] + 1)
         alone = ask("closed", "--concurrency", 1, "--seconds", plan.seconds / 2)
         rates = [rate for rate in plan.rates if system.swept and rate < 1.2 * busy["per_s"]]
-        swept = {
-            rate: ask("open", "--rate", rate, "--seconds", plan.seconds) for rate in rates
-        }
+        swept = {rate: ask("open", "--rate", rate, "--seconds", plan.seconds) for rate in rates}
     return Turn(busy, alone, cpu, swept)
 
 
 @cache
 def _expected(reference: str, place: Place) -> list[list[int]]:
-    answers: list[list[int]] = _loop(reference, place, "--once")
+    answers: list[list[int]] = loop(reference, place, "--once")
     return answers
 
 
 def _loop_turn(system: System, place: Place, plan: Plan) -> Turn:
     seconds = str(plan.seconds)
-    busy = _loop(system.reference, place, "--threads", "2", "--seconds", seconds)
-    alone = _loop(system.reference, place, "--threads", "1", "--seconds", seconds)
+    busy = loop(system.reference, place, "--threads", "2", "--seconds", seconds)
+    alone = loop(system.reference, place, "--threads", "1", "--seconds", seconds)
     return Turn(busy, alone, {"loop": busy["client_cpu_us"]})
 
 
-def _loop(name: str, place: Place, *words: str) -> Any:
+def loop(name: str, place: Place, *words: str) -> Any:
+    """Run a loop of `benchmarks.peers.inprocess` in a process of its own; return what it prints.
+
+    Raises:
+        ClientFailed: it ended with an error.
+    """
     inputs = place.inputs("text" if name == "text" else "jpeg")
     module = ["-m", "benchmarks.peers.inprocess", name, "--place", str(place.root)]
     return _run([sys.executable, *module, "--inputs", str(inputs), *words])
 
 
-def _client(system: System, place: Place, address: str) -> Callable[..., Any]:
+def client(system: System, place: Place, address: str) -> Callable[..., Any]:
+    """Return what runs one client process with a mode of `benchmarks.load` and gives its report.
+
+    It raises `ClientFailed` for a process that ended with an error.
+    """
     words = ["--protocol", system.protocol, "--address", address, "--work", system.work]
     words += ["--inputs", str(place.inputs(system.work))]
 
