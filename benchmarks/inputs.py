@@ -23,10 +23,10 @@ def pictures() -> list[bytes]:
 
 
 def texts() -> list[bytes]:
-    """Return 64 short phrases of 46 languages, in UTF-8."""
+    """Return 64 distinct short phrases of 46 languages, in UTF-8."""
     lines = [line.partition(": ")[2].split(" | ") for line in EVERYDAY.read_text().splitlines()]
     phrases = [line[index] for index in (1, 2) for line in lines if index < len(line)]
-    return [phrase.encode() for phrase in phrases[:COUNT]]
+    return [phrase.encode() for phrase in list(dict.fromkeys(phrases))[:COUNT]]
 
 
 def write_inputs(folder: Path, payloads: list[bytes]) -> Path:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from itertools import zip_longest
 from typing import Any
 
 from benchmarks.load.cpu import cpu_seconds, cpu_us
@@ -121,9 +122,8 @@ def client(system: System, place: Place, address: str) -> Callable[..., Any]:
 
 
 def _compare(system: System, found: list[list[int]], expected: list[list[int]]) -> None:
-    wrong = [
-        index for index, (a, b) in enumerate(zip(found, expected, strict=True)) if a[:1] != b[:1]
-    ]
+    pairs = enumerate(zip_longest(found, expected, fillvalue=[]))
+    wrong = [index for index, (a, b) in pairs if a[:1] != b[:1]]
     if wrong:
         raise WrongAnswers(
             f"{system.name}: payloads {wrong[:5]} of {len(wrong)} have another best class than the "
