@@ -6,8 +6,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cache
 
-import aiohttp
-
 from benchmarks.load.loops import Ask, AskError
 
 BOUNDARY = "boundary-of-the-benchmark"
@@ -50,6 +48,8 @@ def plain_json(address: str, work: str, timeout_s: float) -> AbstractAsyncContex
 async def _client(
     address: str, headers: dict[str, str], body: Callable[[bytes], bytes], timeout_s: float
 ) -> AsyncIterator[Ask]:
+    import aiohttp  # noqa: PLC0415  only in the peers' environments
+
     # A body is made once for each payload, so that the client costs little.
     made = cache(body)
     limit = aiohttp.ClientTimeout(total=timeout_s)

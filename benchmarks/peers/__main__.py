@@ -21,7 +21,7 @@ from benchmarks.peers.table import curve, ratio_rows, show, system_row
 from benchmarks.peers.turn import ClientFailed, Plan, Turn, WrongAnswers, take
 from benchmarks.peers.venvs import Venv
 
-RATES = (50.0, 100.0, 150.0, 200.0, 250.0, 300.0, 400.0, 500.0, 600.0)
+RATES = (50.0, 100.0, 150.0, 200.0, 250.0, 300.0, 400.0, 500.0, 600.0, 700.0)
 QUICK_RATES = (100.0, 250.0)
 ROUNDS = 3
 SECONDS = 2.5

@@ -12,7 +12,7 @@ PANEL_WIDTH, TOP, BOTTOM = 420, 82, 372
 LEAST_MS, MOST_MS = 1.0, 1000.0
 COLOURS = ("#0b6e4f", "#5fb49c", "#c1121f", "#f4a261", "#3a5fcd", "#8e5ea2", "#555555", "#b8860b")
 ANSWERED = 0.99
-"""A rate at which fewer were answered is not drawn."""
+"""A rate at which fewer were answered is not drawn, and nothing beyond `MOST_MS`."""
 
 Curves = Mapping[str, Sequence[Mapping[str, Any]]]
 """By title: reports of `benchmarks.load` with `offered_per_s`, by rising rate."""
@@ -59,7 +59,7 @@ def _y(milliseconds: float) -> float:
 
 def _legend(titles: Sequence[str]) -> Iterator[str]:
     for index, (colour, title) in enumerate(zip(COLOURS, titles, strict=False)):
-        x, y = 62 + index % 4 * 232, 18 + index // 4 * 22
+        x, y = 62 + index % 3 * 310, 18 + index // 3 * 22
         yield f'<line x1="{x}" y1="{y}" x2="{x + 22}" y2="{y}" stroke="{colour}" stroke-width="3"/>'
         yield f'<text x="{x + 28}" y="{y + 4}">{title}</text>'
 
@@ -84,17 +84,19 @@ def _axes(left: int, title: str, most: float, limit: float | None) -> Iterator[s
             f'<line x1="{x}" y1="{TOP}" x2="{x}" y2="{BOTTOM}" stroke="#222222" '
             'stroke-dasharray="5 4"/>'
         )
-        yield f'<text x="{x - 5}" y="{TOP + 14}" text-anchor="end">in-process loop</text>'
+        yield f'<text x="{x - 5}" y="{BOTTOM - 8}" text-anchor="end">in-process loop</text>'
 
 
 def _line(
     points: Sequence[Mapping[str, Any]], figure: str, left: int, most: float, colour: str
 ) -> Iterator[str]:
-    places = [
-        (_x(point["offered_per_s"], left, most), _y(point[figure]))
-        for point in points
-        if point["answered"] >= ANSWERED * point["requests"] > 0
-    ]
+    places = []
+    for point in points:
+        if point["answered"] < ANSWERED * point["requests"]:
+            continue
+        places.append((_x(point["offered_per_s"], left, most), _y(point[figure])))
+        if point[figure] >= MOST_MS:
+            break
     path = " ".join(f"{x},{y}" for x, y in places)
     yield f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.2"/>'
     for x, y in places:

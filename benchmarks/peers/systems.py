@@ -55,9 +55,11 @@ class Place:
         language = self.models / "language"
         text = triton.text_steps(language / "1/model.onnx", language / "tokenizer")
         documented = triton.documented_steps(self.floats)
+        two = triton.documented_steps(self.floats, PREPROCESS_REPLICAS)
         for name, pipeline, steps, delay_us in (
             ("triton-docs", "bench", documented, triton.DOCUMENTED_DELAY_US),
             ("triton-no-delay", "bench", documented, None),
+            ("triton-2-decoders", "bench", two, triton.DOCUMENTED_DELAY_US),
             ("triton-own-ops", "bench", triton.own_steps(model), None),
             ("triton-docs-text", "language", text, triton.DOCUMENTED_DELAY_US),
             ("triton-no-delay-text", "language", text, None),
@@ -169,6 +171,8 @@ SYSTEMS = (
            (TRITON,), swept=True),
     System("triton-no-delay", "Triton ensemble, no queue delay", "plain", "oip", start_triton,
            (TRITON,)),
+    System("triton-2-decoders", "Triton ensemble, as documented, 2 instances that decode", "plain",
+           "oip", start_triton, (TRITON,)),
     System("triton-own-ops", "Triton ensemble, our ops", "own-ops", "oip", start_triton,
            (TRITON,), swept=True),
     System("fastapi", "FastAPI + ONNX Runtime", "plain", "http-form", start_fastapi, WEB,

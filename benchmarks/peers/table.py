@@ -43,6 +43,7 @@ FIGURES = {"per_s": rate, "alone_p50_ms": alone, "cpu_us": cpu}
 RATIOS = (
     Ratio("JPEG, 32 at a time, requests/s", "per_s", "mesh", "triton-docs", ">= 2"),
     Ratio("JPEG, 32 at a time, requests/s", "per_s", "mesh", "triton-no-delay", ""),
+    Ratio("JPEG, 32 at a time, requests/s", "per_s", "mesh", "triton-2-decoders", ""),
     Ratio("JPEG, 32 at a time, requests/s", "per_s", "mesh", "triton-own-ops", ">= 1.6"),
     Ratio("JPEG, 32 at a time, requests/s", "per_s", "mesh", "loop", ">= 0.9"),
     Ratio("JPEG, 32 at a time, requests/s", "per_s", "mesh", "fastapi", ""),

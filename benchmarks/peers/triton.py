@@ -49,10 +49,14 @@ PIXELS = Tensor("pixels", "UINT8", (224, 224, 3))
 TOKENS = (Tensor("input_ids", "INT64", (-1,)), Tensor("attention_mask", "INT64", (-1,)))
 
 
-def documented_steps(model: Path) -> tuple[Step, ...]:
-    """Return the steps JPEG to top-5 as documentation writes them; the model takes floats."""
+def documented_steps(model: Path, decoders: int = 1) -> tuple[Step, ...]:
+    """Return the steps JPEG to top-5 as documentation writes them; the model takes floats.
+
+    Args:
+        decoders: instances that preprocess; the documentation's configs have one.
+    """
     return (
-        Step("prepare", (INPUT,), (FLOATS,)),
+        Step("prepare", (INPUT,), (FLOATS,), instances=decoders),
         Step("run", (FLOATS,), (LOGITS,), (("path", str(model)),)),
         Step("rank", (LOGITS,), RANKED, (("k", "5"),)),
     )

@@ -122,8 +122,9 @@ def client(system: System, place: Place, address: str) -> Callable[..., Any]:
 
 
 def _compare(system: System, found: list[list[int]], expected: list[list[int]]) -> None:
-    pairs = enumerate(zip_longest(found, expected, fillvalue=[]))
-    wrong = [index for index, (a, b) in pairs if a[:1] != b[:1]]
+    nothing: list[int] = []
+    pairs = zip_longest(found, expected, fillvalue=nothing)
+    wrong = [index for index, (a, b) in enumerate(pairs) if a[:1] != b[:1]]
     if wrong:
         raise WrongAnswers(
             f"{system.name}: payloads {wrong[:5]} of {len(wrong)} have another best class than the "

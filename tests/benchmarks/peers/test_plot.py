@@ -9,7 +9,9 @@ import pytest
 from benchmarks.peers.plot import COLOURS, write_plot
 
 
-def point(rate: float, answered: int = 100, p50: float = 5.0, p99: float = 20.0) -> dict[str, Any]:
+def point(
+    rate: float, answered: int = 100, *, p50: float = 5.0, p99: float = 20.0
+) -> dict[str, Any]:
     return {
         "offered_per_s": rate, "requests": 100, "answered": answered, "p50_ms": p50, "p99_ms": p99
     }  # fmt: skip
@@ -40,6 +42,13 @@ def test_rate_that_was_not_answered_is_not_drawn(tmp_path: Path) -> None:
     path = tmp_path / "plot.svg"
     write_plot(path, {"a": [point(50), point(100, answered=98), point(150, answered=0)]}, None)
     assert len(drawn(path, "circle")) == 2
+
+
+def test_line_ends_where_it_leaves_the_picture(tmp_path: Path) -> None:
+    path = tmp_path / "plot.svg"
+    late = [point(rate, p50=2e3, p99=3e3) for rate in (100, 150)]
+    write_plot(path, {"a": [point(50), *late]}, None)
+    assert len(drawn(path, "circle")) == 4
 
 
 @pytest.mark.parametrize("count", [0, len(COLOURS) + 1], ids=str)

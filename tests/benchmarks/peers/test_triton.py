@@ -21,6 +21,7 @@ from benchmarks.peers.triton import (
 
 STEPS = {
     "documented": documented_steps(Path("/m/floats.onnx")),
+    "two": documented_steps(Path("/m/floats.onnx"), decoders=2),
     "own": own_steps(Path("/m/model.onnx")),
     "text": text_steps(Path("/m/language.onnx"), Path("/m/tokenizer")),
 }
