@@ -24,7 +24,7 @@ from benchmarks.peers.venvs import Venv
 RATES = (50.0, 100.0, 150.0, 200.0, 250.0, 300.0, 400.0, 500.0, 600.0, 700.0)
 QUICK_RATES = (100.0, 250.0)
 ROUNDS = 3
-SECONDS = 2.5
+SECONDS = 2.0
 QUICK_SECONDS = 1.2
 IDLE_LOAD = 0.3
 PLOT = Path(__file__).parent.parent / "results/peers.svg"
