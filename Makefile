@@ -46,6 +46,7 @@ e2e: install-dev  ## containers and chaos: minutes; needs Docker with Compose 2 
 bench: install-dev  ## measure on this machine's CPU; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.wire
 	$(BIN)/python -m benchmarks.pipeline
+	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.tracing
 

@@ -5,10 +5,12 @@ import ctypes
 import os
 import random
 import signal
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,7 +38,7 @@ class Child:
 
 
 class Supervisor:
-    """Runs the stages at unix sockets and the gateway in front of them.
+    """Runs the stages at unix sockets, or at ports, and the gateway in front of them.
 
     Args:
         models: the model repository.
@@ -44,6 +46,8 @@ class Supervisor:
         environment: for all processes, beside the supervisor's own.
         gateway: `host:port` of the public service.
         report: called with one line for each event worth telling.
+        tcp: the stages listen at free ports of 127.0.0.1 and share no memory, as if each was on a
+            machine of its own.
     """
 
     def __init__(
@@ -53,8 +57,10 @@ class Supervisor:
         environment: Mapping[str, str],
         gateway: str,
         report: Callable[[str], None],
+        tcp: bool = False,
     ) -> None:
         self._report = report
+        self._tcp = tcp
         self._sockets = tempfile.TemporaryDirectory(prefix="trtmesh-")
         self._stopping = False
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -80,13 +86,13 @@ class Supervisor:
     ) -> list[Child]:
         children = []
         addresses = {}
-        for stage in STAGES:
-            count = replicas.get(stage, 1)
-            binds = [f"unix:{self._sockets.name}/{stage}-{i}.sock" for i in range(count)]
+        for stage, binds in self._binds(replicas).items():
             addresses[f"GATEWAY_{stage.upper()}"] = ",".join(binds)
             for index, bind in enumerate(binds):
                 prefix = stage.upper()
                 own = {f"{prefix}_BIND": bind, f"{prefix}_MODELS": str(models)}
+                if self._tcp and stage == "infer":
+                    own["INFER_ARENA_MBYTES"] = "0"
                 # Stages send their spans to the gateway's store, unless told another place.
                 traces = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{gateway}"}
                 children.append(
@@ -95,6 +101,16 @@ class Supervisor:
         own = {"GATEWAY_BIND": gateway, "GATEWAY_MODELS": str(models)}
         children.append(Child("gateway", "gateway", environment | addresses | own))
         return children
+
+    def _binds(self, replicas: Mapping[str, int]) -> dict[str, list[str]]:
+        names = {stage: range(replicas.get(stage, 1)) for stage in STAGES}
+        if self._tcp:
+            ports = iter(_free_ports(sum(map(len, names.values()))))
+            return {stage: [f"127.0.0.1:{next(ports)}" for _ in names[stage]] for stage in STAGES}
+        folder = self._sockets.name
+        return {
+            stage: [f"unix:{folder}/{stage}-{i}.sock" for i in names[stage]] for stage in STAGES
+        }
 
     async def _keep(self, child: Child) -> None:
         """Run a process again and again, with a growing pause while it keeps dying young."""
@@ -141,6 +157,15 @@ async def _run(child: Child) -> int | str:
     except OSError as err:  # no memory or no process id free just now
         return str(err)
     return await child.process.wait()
+
+
+def _free_ports(count: int) -> list[int]:
+    """Return distinct ports at which nobody listens."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def _die_with_parent(parent: int) -> None:

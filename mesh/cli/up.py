@@ -24,6 +24,9 @@ def add_commands(commands: Commands) -> None:
         "--replicas", nargs="+", default=[], metavar="STAGE=N", help="as preprocess=2"
     )
     parser.add_argument("--bind", default="127.0.0.1:8001", metavar="HOST:PORT")
+    parser.add_argument(
+        "--tcp", action="store_true", help="no sockets and no shared memory: as between machines"
+    )
     parser.set_defaults(run=run)
 
 
@@ -62,7 +65,7 @@ async def _up(arguments: argparse.Namespace) -> int:
         loop.add_signal_handler(number, stop.set)
     supervisor = Supervisor(
         arguments.models, _replicas(arguments.replicas), os.environ,  # noqa: TID251 passed on
-        arguments.bind, say,
+        arguments.bind, say, arguments.tcp,
     )  # fmt: skip
     started = time.monotonic()
     supervisor.start()

@@ -81,12 +81,17 @@ def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Box:
 
 @asynccontextmanager
 async def supervised(
-    box: Box, reports: list[str] | None = None, grace_s: float = 5, **replicas: int
+    box: Box,
+    reports: list[str] | None = None,
+    grace_s: float = 5,
+    tcp: bool = False,
+    **replicas: int,
 ) -> AsyncIterator[Supervisor]:
     """Start the fake mesh and wait until every process has begun."""
     environment = {**os.environ, "BOX": str(box.folder)}
     report: Callable[[str], Any] = (reports if reports is not None else []).append
-    supervisor = Supervisor(box.folder / "models", replicas, environment, "127.0.0.1:1", report)
+    models = box.folder / "models"
+    supervisor = Supervisor(models, replicas, environment, "127.0.0.1:1", report, tcp)
     supervisor.start()
     try:
         yield supervisor
@@ -128,6 +133,20 @@ async def test_every_replica_gets_its_socket_and_the_gateway_gets_them_all(box: 
         sockets = Path(infer["INFER_BIND"].removeprefix("unix:")).parent
         assert sockets.is_dir()
     assert not sockets.exists()
+
+
+async def test_over_tcp_every_replica_has_a_port_and_no_memory_is_shared(box: Box) -> None:
+    async with supervised(box, tcp=True, preprocess=2):
+        await all_began(box, 5)
+        (gateway,) = box.environments("gateway")
+        names = ("GATEWAY_PREPROCESS", "GATEWAY_INFER", "GATEWAY_POSTPROCESS")
+        binds = ",".join(gateway[name] for name in names).split(",")
+        assert len(set(binds)) == 4
+        assert all(bind.startswith("127.0.0.1:") for bind in binds)
+        (infer,) = box.environments("infer_svc")
+        assert infer["INFER_BIND"] == gateway["GATEWAY_INFER"]
+        assert infer["INFER_ARENA_MBYTES"] == "0"
+        assert all("INFER_ARENA_MBYTES" not in env for env in box.environments("preprocess_svc"))
 
 
 async def test_endpoint_of_the_environment_wins(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""What people write: these run in the peers' environments and need nothing of the mesh."""
