@@ -1,9 +1,7 @@
 """One gRPC server process: bind, health, reflection, signals, drain."""
 
-import asyncio
 import logging
 import os
-import signal
 import socket
 import stat
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
@@ -51,7 +49,6 @@ class Host:
         self._bind = bind
         self._health = Health()
         self._names = [NAME]
-        self._stop = asyncio.Event()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
 
     def add(self, name: str, methods: Methods) -> None:
@@ -94,13 +91,6 @@ class Host:
                 "machine? Stop the other program or choose another address"
             ) from err
 
-    async def wait_for_signal(self) -> None:
-        """Wait for SIGTERM or SIGINT; a second one ends the process at once."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal)
-        await self._stop.wait()
-
     def leave(self) -> None:
         """Turn NOT_SERVING, for good."""
         self._health.leave()
@@ -119,11 +109,6 @@ class Host:
         if self._bind.startswith("unix:"):
             _unlink(self._bind.removeprefix("unix:"))
         log.info("stopped")
-
-    def _on_signal(self) -> None:
-        if self._stop.is_set():
-            os._exit(130)
-        self._stop.set()
 
 
 def run_process(main: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -1,7 +1,9 @@
-"""How the operating system treats a process of the mesh: its time slices and its memory."""
+"""How the operating system treats a process of the mesh: its time slices, threads and memory."""
 
+import asyncio
 import ctypes
 import os
+import signal
 import sys
 
 SWITCH_INTERVAL_S = 0.0005
@@ -12,10 +14,47 @@ TRIM_THRESHOLD = 32 * 1024 * 1024
 return them anew for each. Measured in `benchmarks/pipeline.py`: 8 to 12 % more requests/s."""
 MALLOC_ARENAS = 2
 
+LIBRARIES = {
+    # Processes are the replicas; a pool of threads in each would only fight over the cores.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "RAYON_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # Tokenizers need no PyTorch, so nobody has to be told that it is not there.
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    # Without it gRPC writes a line to stderr for each process that is started beside its threads.
+    "GRPC_ENABLE_FORK_SUPPORT": "0",
+}
+"""Variables that libraries read when they are imported or first used."""
+
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 """From glibc's malloc.h."""
+
+
+def pin() -> None:
+    """Keep libraries from threads of their own; call it before any of them is imported.
+
+    What is set already stays.
+    """
+    for name, value in LIBRARIES.items():
+        os.environ.setdefault(name, value)  # noqa: TID251 for libraries
+
+
+async def wait_for_signal() -> None:
+    """Wait for SIGTERM or SIGINT; a second one ends the process at once."""
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(130)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    await stop.wait()
 
 
 def tune() -> None:

@@ -16,6 +16,7 @@ from mesh.grpc_types import Method
 from mesh.host import Host, serve_metrics
 from mesh.item import Handler, Reply, Request
 from mesh.layers import errors, logging_failures, stack, standard_layers
+from mesh.process import wait_for_signal
 from mesh.server import Limits, StageServer
 from mesh.settings import ServiceSettings
 from mesh.telemetry import Tracing
@@ -91,7 +92,7 @@ class Stage:
         self._server.open()
         for service in ("", self._name):
             self.host.set_health(service, True)
-        await self.host.wait_for_signal()
+        await wait_for_signal()
         await self.host.stop(lambda: self._server.drain(self._settings.drain_s), 1.0)
 
     async def abandon(self, status: int) -> NoReturn:
