@@ -5,6 +5,7 @@ import logging
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from gateway.settings import GatewaySettings
 from mesh import log
@@ -34,7 +35,8 @@ async def main() -> None:
         crew = Crew(children, logger.warning)
         crew.start()
         signalled = asyncio.create_task(wait_for_signal())
-        await asyncio.wait({signalled, crew.failed}, return_when=asyncio.FIRST_COMPLETED)
+        ends: set[asyncio.Future[Any]] = {signalled, crew.failed}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         signalled.cancel()
         await crew.stop(2 * settings.drain_s + 5)
         hold.release()

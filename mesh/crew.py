@@ -13,6 +13,8 @@ from functools import partial
 from itertools import groupby
 from operator import attrgetter
 
+from mesh.process import LIBRARIES
+
 PR_SET_PDEATHSIG = 1
 BACKOFF_S = 0.25
 MAX_BACKOFF_S = 8.0
@@ -107,8 +109,8 @@ async def _run(child: Child) -> int | str:
     try:
         child.process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", child.module,
-            env=child.environment, preexec_fn=partial(_die_with_parent, os.getpid()),
-            start_new_session=True,
+            env={**LIBRARIES, **child.environment}, start_new_session=True,
+            preexec_fn=partial(_die_with_parent, os.getpid()),
         )  # fmt: skip
     except OSError as err:  # no memory or no process id free just now
         return str(err)

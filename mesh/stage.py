@@ -1,6 +1,5 @@
 """What the processes of the three stages have in common: their methods and their life cycle."""
 
-import asyncio
 import faulthandler
 import os
 from collections.abc import Awaitable, Callable, Iterable
@@ -11,7 +10,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 import mesh
 from mesh.arena import Lender
-from mesh.families import pack_families
+from mesh.families import metrics_method
 from mesh.grpc_types import Method
 from mesh.host import Host, serve_metrics
 from mesh.item import Handler, Reply, Request
@@ -72,7 +71,7 @@ class Stage:
                 self._server.run, Envelope.FromString, Envelope.SerializeToString
             ),
             "Describe": self._unary("Describe", self._on_describe),
-            "Metrics": self._unary("Metrics", self._on_metrics),
+            "Metrics": metrics_method(name, registry),
         })  # fmt: skip
 
     async def serve(self, prepare: Callable[[], Awaitable[None]] | None = None) -> None:
@@ -119,9 +118,4 @@ class Stage:
             version=mesh.__version__,
             targets=self._describe(DescribeRequest.FromString(request.payload).targets),
         )
-        return Reply(response.SerializeToString())
-
-    async def _on_metrics(self, _: Request) -> Reply:
-        # A thread: what is collected may read files or ask a driver.
-        response = await asyncio.to_thread(pack_families, self._registry)
         return Reply(response.SerializeToString())

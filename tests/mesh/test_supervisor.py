@@ -16,7 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from mesh.supervisor import Child, Supervisor, _die_with_parent
+from mesh.crew import Child, _die_with_parent
+from mesh.supervisor import Supervisor
 from tests.conftest import eventually
 
 ROOT = Path(__file__).parents[2]
