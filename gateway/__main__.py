@@ -13,7 +13,7 @@ from mesh.cores import workers
 from mesh.crew import Crew
 from mesh.errors import MeshError, SettingsError
 from mesh.port import UNIX, PortHold
-from mesh.process import pin, wait_for_signal
+from mesh.process import SOCKETS, pin, wait_for_signal
 from mesh.settings import load
 from mesh.supervisor import gateway_children
 
@@ -30,7 +30,7 @@ async def main() -> None:
         count = 1  # a socket file has one owner
     hold = PortHold(settings.bind)
     hold.take()
-    with tempfile.TemporaryDirectory(prefix="trtmesh-") as sockets:
+    with tempfile.TemporaryDirectory(prefix=SOCKETS) as sockets:
         children = gateway_children(count, Path(sockets), os.environ)  # noqa: TID251 passed on
         crew = Crew(children, logger.warning)
         crew.start()

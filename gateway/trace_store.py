@@ -1,7 +1,6 @@
 """The local default for traces: an OTLP receiver that keeps the newest ones in memory."""
 
 import re
-import threading
 from collections import OrderedDict
 from collections.abc import Iterable
 
@@ -34,21 +33,19 @@ class TraceStore:
     def __init__(self) -> None:
         self._traces: OrderedDict[bytes, Kept] = OrderedDict()
         self._spans = 0
-        self._lock = threading.Lock()
 
     def add(self, groups: Iterable[ResourceSpans]) -> None:
         """Keep the spans of an export."""
-        with self._lock:
-            for group in groups:
-                resource = group.resource.SerializeToString()
-                for scope in group.scope_spans:
-                    for span in scope.spans:
-                        kept = self._traces.setdefault(span.trace_id, [])
-                        kept.append((resource, span.SerializeToString()))
-                        self._spans += 1
-            while self._traces and (len(self._traces) > MAX_TRACES or self._spans > MAX_SPANS):
-                _, dropped = self._traces.popitem(last=False)
-                self._spans -= len(dropped)
+        for group in groups:
+            resource = group.resource.SerializeToString()
+            for scope in group.scope_spans:
+                for span in scope.spans:
+                    kept = self._traces.setdefault(span.trace_id, [])
+                    kept.append((resource, span.SerializeToString()))
+                    self._spans += 1
+        while self._traces and (len(self._traces) > MAX_TRACES or self._spans > MAX_SPANS):
+            _, dropped = self._traces.popitem(last=False)
+            self._spans -= len(dropped)
 
     def get(self, trace_id: str) -> tuple[str, TracesData]:
         """Return a trace and the batch traces that it links to.
@@ -62,12 +59,11 @@ class TraceStore:
         """
         if trace_id and not _TRACE_ID.fullmatch(trace_id):
             raise InvalidInput(f"trace id {trace_id!r} came, wanted 32 hexadecimal digits")
-        with self._lock:
-            key = bytes.fromhex(trace_id) or self._newest()
-            spans = list(self._traces.get(key, ()))
-            linked = {link.trace_id for span in _parsed(spans) for link in span.links} - {key}
-            for other in sorted(linked):
-                spans += self._traces.get(other, [])
+        key = bytes.fromhex(trace_id) or self._newest()
+        spans = list(self._traces.get(key, ()))
+        linked = {link.trace_id for span in _parsed(spans) for link in span.links} - {key}
+        for other in sorted(linked):
+            spans += self._traces.get(other, [])
         if not spans:
             raise NotFound(
                 f"trace {trace_id or '(none yet)'} is not kept here; only sampled requests are, "

@@ -56,7 +56,7 @@ async def main() -> None:
         await host.start()
         await _serve(runner, host)
         await host.stop(lambda: service.streams.drain(settings.drain_s), settings.drain_s)
-        await inside.server.stop(None)
+        await inside.stop(_nothing, 0.0)
     tracing.shutdown()
 
 
@@ -70,6 +70,10 @@ async def _stages(
         )
         for name, targets in settings.targets()
     ])  # fmt: skip
+
+
+async def _nothing() -> None:
+    """Streams there are none."""
 
 
 def _public(settings: GatewaySettings) -> Host:

@@ -5,6 +5,7 @@ import os
 import socket
 import stat
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -18,7 +19,7 @@ from mesh.errors import MeshError, SettingsError
 from mesh.grpc_types import Methods
 from mesh.health import NAME, Health
 from mesh.link import CHANNEL_OPTIONS
-from mesh.process import tune
+from mesh.process import remove_orphaned, tune
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +109,7 @@ class Host:
         await self.server.stop(grace_s)
         if self._bind.startswith("unix:"):
             _unlink(self._bind.removeprefix("unix:"))
+            remove_orphaned(Path(self._bind.removeprefix("unix:")).parent)
         log.info("stopped")
 
 

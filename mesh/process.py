@@ -5,6 +5,8 @@ import ctypes
 import os
 import signal
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 SWITCH_INTERVAL_S = 0.0005
 """Measured: a thread woken beside a busy loop is 0.7 ms late; 5.2 with Python's default."""
@@ -28,10 +30,24 @@ LIBRARIES = {
 }
 """Variables that libraries read when they are imported or first used."""
 
+PARENT = os.getppid()
+SOCKETS = "trtmesh-"
+"""How the names of folders begin in which the processes of one mesh have their sockets."""
+
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 """From glibc's malloc.h."""
+
+
+def remove_orphaned(folder: Path) -> None:
+    """Remove a folder of sockets whose maker was this process's parent and is dead.
+
+    The last one of its children finds it empty.
+    """
+    if os.getppid() != PARENT and folder.name.startswith(SOCKETS):
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def pin() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mesh.crew import GRACE_S, Child, Crew
 from mesh.port import PortHold
+from mesh.process import SOCKETS
 
 STAGES = ("preprocess", "infer", "postprocess")
 SERVICES = (*STAGES, "gateway")
@@ -33,7 +34,7 @@ class Supervisor:
         gateway: str,
         report: Callable[[str], None],
     ) -> None:
-        self._sockets = tempfile.TemporaryDirectory(prefix="trtmesh-")
+        self._sockets = tempfile.TemporaryDirectory(prefix=SOCKETS)
         self._hold = PortHold(gateway)
         children = self._plan(models.resolve(), workers, dict(environment), gateway)
         self._crew = Crew(children, report)
