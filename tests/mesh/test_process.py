@@ -1,7 +1,15 @@
 """What the operating system is told about a process."""
 
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from mesh import process
+from mesh.process import LIBRARIES, remove_orphaned
 
 PROGRAM = """
 import os, resource, sys
@@ -33,3 +41,78 @@ def test_large_buffers_keep_their_pages() -> None:
     untuned, tuned = (int(run(kind)[2]) for kind in ("untuned", "tuned"))
     assert untuned > 50 * 4 * 700  # each buffer of 732 pages fetched anew
     assert tuned < untuned / 20
+
+
+PINNED = """
+import os, sys
+from mesh.process import pin
+assert not {"numpy", "cv2", "tokenizers"} & sys.modules.keys()
+pin()
+import cv2, numpy
+numpy.ones((600, 600)) @ numpy.ones((600, 600))
+print(len(os.listdir("/proc/self/task")), os.environ["RAYON_NUM_THREADS"])
+"""
+
+
+@pytest.mark.parametrize(("given", "found"), [({}, "1"), ({"RAYON_NUM_THREADS": "3"}, "3")])
+def test_libraries_make_no_threads_and_what_is_set_already_stays(
+    given: dict[str, str], found: str
+) -> None:
+    environment = {k: v for k, v in os.environ.items() if k not in LIBRARIES} | given
+    words = [sys.executable, "-c", PINNED]
+    done = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
+    assert done.stdout.split() == ["1", found]
+
+
+WAITS = """
+import asyncio
+from mesh.process import wait_for_signal
+
+async def main():
+    waiting = asyncio.create_task(wait_for_signal())
+    await asyncio.sleep(0)
+    print("waits", flush=True)
+    await waiting
+    print("ends", flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_first_signal_is_awaited_and_a_second_one_ends_the_process(number: int) -> None:
+    words = [sys.executable, "-c", WAITS]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stdout is not None
+        assert waiting.stdout.readline() == "waits\n"
+        waiting.send_signal(number)
+        assert waiting.stdout.readline() == "ends\n"
+        waiting.send_signal(signal.SIGTERM)
+        assert waiting.wait(10) == 130
+
+
+@pytest.mark.parametrize(
+    ("name", "orphan", "stays"),
+    [("trtmesh-a", True, False), ("trtmesh-a", False, True), ("run", True, True)],
+    ids=["orphaned", "parent_lives", "not_ours"],
+)
+def test_only_sockets_whose_maker_is_dead_are_cleared_away(
+    name: str, orphan: bool, stays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "PARENT", -1 if orphan else os.getppid())
+    folder = tmp_path / name
+    folder.mkdir()
+    remove_orphaned(folder)
+    assert folder.exists() is stays
+
+
+def test_sockets_of_a_sibling_that_still_lives_are_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "PARENT", -1)
+    folder = tmp_path / "trtmesh-a"
+    folder.mkdir()
+    (folder / "infer-0.sock").touch()
+    remove_orphaned(folder)
+    assert folder.exists()
