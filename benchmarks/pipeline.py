@@ -190,7 +190,7 @@ def measure() -> None:
         onnx.save(bench_model(normalizes=False), floats)
         loops = (PlainLoop(floats), OwnOpsLoop(model))
         words = ["-m", "mesh.cli", "up", "--models", folder, "--bind", GATEWAY]
-        up = [sys.executable, *words, "--replicas", "preprocess=2"]
+        up = [sys.executable, *words, "--workers", "gateway=1", "preprocess=2", "postprocess=1"]
         mesh = subprocess.Popen(up)
         try:
             if not asyncio.run(wait_ready(GATEWAY, 60)):

@@ -1,10 +1,8 @@
 """Processes that belong together: started, watched, started again, stopped in order."""
 
 import asyncio
-import ctypes
 import os
 import random
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -13,9 +11,8 @@ from functools import partial
 from itertools import groupby
 from operator import attrgetter
 
-from mesh.process import LIBRARIES
+from mesh.process import LIBRARIES, die_with_parent
 
-PR_SET_PDEATHSIG = 1
 BACKOFF_S = 0.25
 MAX_BACKOFF_S = 8.0
 SETTLED_S = 20.0
@@ -110,15 +107,8 @@ async def _run(child: Child) -> int | str:
         child.process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", child.module,
             env={**LIBRARIES, **child.environment}, start_new_session=True,
-            preexec_fn=partial(_die_with_parent, os.getpid()),
+            preexec_fn=partial(die_with_parent, os.getpid()),
         )  # fmt: skip
     except OSError as err:  # no memory or no process id free just now
         return str(err)
     return await child.process.wait()
-
-
-def _die_with_parent(parent: int) -> None:
-    """Run in the child before its program: the kernel ends it when its parent dies."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # not 1: in a container that is the parent itself
-        os._exit(1)

@@ -1,5 +1,6 @@
 """One gRPC server process: bind, health, reflection, signals, drain."""
 
+import asyncio
 import logging
 import os
 import socket
@@ -19,7 +20,7 @@ from mesh.errors import MeshError, SettingsError
 from mesh.grpc_types import Methods
 from mesh.health import NAME, Health
 from mesh.link import CHANNEL_OPTIONS
-from mesh.process import remove_orphaned, tune
+from mesh.process import is_orphan, remove_orphaned, tune
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ SERVER_OPTIONS = (
 
 
 MAX_PORT = 65535
+ORPHAN_S = 1.0
+"""Longest time for what is under way in a process whose parent was killed."""
 
 
 class Host:
@@ -80,6 +83,10 @@ class Host:
         """Stop before anything was SERVING; a server that is not stopped complains at the end."""
         await self.server.stop(None)
 
+    async def _finish(self, drain: Callable[[], Awaitable[None]], grace_s: float) -> None:
+        await drain()
+        await self.server.stop(grace_s)
+
     def _listen(self) -> None:
         reflection.enable_server_reflection([*self._names, reflection.SERVICE_NAME], self.server)
         _demand_address(self._bind)
@@ -105,8 +112,16 @@ class Host:
         """
         self.leave()
         log.info("draining")
-        await drain()
-        await self.server.stop(grace_s)
+        finishing = asyncio.create_task(self._finish(drain, grace_s))
+        await asyncio.wait({finishing}, timeout=ORPHAN_S)
+        while not finishing.done() and not is_orphan():
+            await asyncio.wait({finishing}, timeout=ORPHAN_S)
+        if finishing.done():
+            finishing.result()
+        else:  # the others of this mesh end in this moment, too
+            finishing.cancel()
+            await asyncio.gather(finishing, return_exceptions=True)
+            await self.server.stop(None)
         if self._bind.startswith("unix:"):
             _unlink(self._bind.removeprefix("unix:"))
             remove_orphaned(Path(self._bind.removeprefix("unix:")).parent)

@@ -30,7 +30,18 @@ LIBRARIES = {
 }
 """Variables that libraries read when they are imported or first used."""
 
-PARENT = os.getppid()
+PR_SET_PDEATHSIG = 1
+PR_GET_PDEATHSIG = 2
+
+
+def _parent() -> int | None:
+    """Return the process that this one dies with; None: with nobody."""
+    number = ctypes.c_int()
+    ctypes.CDLL(None).prctl(PR_GET_PDEATHSIG, ctypes.byref(number))
+    return os.getppid() if number.value else None
+
+
+PARENT = _parent()
 SOCKETS = "trtmesh-"
 """How the names of folders begin in which the processes of one mesh have their sockets."""
 
@@ -40,12 +51,28 @@ _M_ARENA_MAX = -8
 """From glibc's malloc.h."""
 
 
+def die_with_parent(parent: int) -> None:
+    """Run in a child before its program: the kernel ends it when its parent dies.
+
+    Args:
+        parent: who started it.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # not 1: in a container that is the parent itself
+        os._exit(1)
+
+
+def is_orphan() -> bool:
+    """Tell whether the process that this one dies with is dead."""
+    return PARENT is not None and os.getppid() != PARENT
+
+
 def remove_orphaned(folder: Path) -> None:
     """Remove a folder of sockets whose maker was this process's parent and is dead.
 
     The last one of its children finds it empty.
     """
-    if os.getppid() != PARENT and folder.name.startswith(SOCKETS):
+    if is_orphan() and folder.name.startswith(SOCKETS):
         with suppress(OSError):
             folder.rmdir()
 
@@ -64,7 +91,8 @@ async def wait_for_signal() -> None:
     stop = asyncio.Event()
 
     def on_signal() -> None:
-        if stop.is_set():
+        # The kernel tells a child of each of its parent's threads that dies.
+        if stop.is_set() and PARENT is None:
             os._exit(130)
         stop.set()
 

@@ -4,12 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from mesh import process
-from mesh.process import LIBRARIES, remove_orphaned
+from mesh.process import LIBRARIES, die_with_parent, remove_orphaned
 
 PROGRAM = """
 import os, resource, sys
@@ -92,6 +93,18 @@ def test_first_signal_is_awaited_and_a_second_one_ends_the_process(number: int) 
         assert waiting.wait(10) == 130
 
 
+def test_child_that_is_told_of_each_thread_of_its_dying_parent_still_ends_in_good_order() -> None:
+    words = [sys.executable, "-c", WAITS.replace("sleep(60)", "sleep(0.3)")]
+    bound = partial(die_with_parent, os.getpid())
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, preexec_fn=bound) as waiting:  # noqa: PLW1509
+        assert waiting.stdout is not None
+        assert waiting.stdout.readline() == "waits\n"
+        waiting.terminate()
+        assert waiting.stdout.readline() == "ends\n"
+        waiting.terminate()
+        assert waiting.wait(10) == 0
+
+
 @pytest.mark.parametrize(
     ("name", "orphan", "stays"),
     [("trtmesh-a", True, False), ("trtmesh-a", False, True), ("run", True, True)],
@@ -100,7 +113,7 @@ def test_first_signal_is_awaited_and_a_second_one_ends_the_process(number: int) 
 def test_only_sockets_whose_maker_is_dead_are_cleared_away(
     name: str, orphan: bool, stays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "PARENT", -1 if orphan else os.getppid())
+    monkeypatch.setattr(process, "PARENT", -1 if orphan else None)
     folder = tmp_path / name
     folder.mkdir()
     remove_orphaned(folder)
@@ -116,3 +129,21 @@ def test_sockets_of_a_sibling_that_still_lives_are_left_to_it(
     (folder / "infer-0.sock").touch()
     remove_orphaned(folder)
     assert folder.exists()
+
+
+@pytest.mark.parametrize(("offset", "status"), [(0, 7), (1, 1)], ids=["its_own", "another"])
+def test_child_whose_parent_is_gone_before_it_begins_ends_itself(offset: int, status: int) -> None:
+    """Its parent may be process 1: in a container, the supervisor is."""
+    program = [sys.executable, "-S", "-c", "raise SystemExit(7)"]
+    preexec = partial(die_with_parent, os.getpid() + offset)
+    assert subprocess.run(program, preexec_fn=preexec).returncode == status
+
+
+def test_child_knows_whether_it_dies_with_its_parent() -> None:
+    program = [sys.executable, "-c", "from mesh.process import PARENT; print(PARENT)"]
+    alone = subprocess.run(program, capture_output=True, text=True, check=True)
+    bound = subprocess.run(
+        program, capture_output=True, text=True, check=True,
+        preexec_fn=partial(die_with_parent, os.getpid()),
+    )  # fmt: skip
+    assert (alone.stdout, bound.stdout) == ("None\n", f"{os.getpid()}\n")

@@ -4,19 +4,17 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from mesh.crew import Child, _die_with_parent
+from mesh.crew import Child
 from mesh.errors import SettingsError
 from mesh.supervisor import Supervisor
 from tests.conftest import eventually
@@ -280,11 +278,3 @@ async def test_processes_die_with_a_supervisor_that_is_killed(box: Box) -> None:
     await supervisor.wait()
     await eventually(lambda: not any(alive(pid) for pid in box.pids()))
     assert len(box.pids()) == 5
-
-
-@pytest.mark.parametrize(("offset", "status"), [(0, 7), (1, 1)], ids=["its_own", "another"])
-def test_child_whose_parent_is_gone_before_it_begins_ends_itself(offset: int, status: int) -> None:
-    """Its parent may be process 1: in a container, the supervisor is."""
-    program = [sys.executable, "-S", "-c", "raise SystemExit(7)"]
-    preexec = partial(_die_with_parent, os.getpid() + offset)
-    assert subprocess.run(program, preexec_fn=preexec).returncode == status
