@@ -27,7 +27,6 @@ NO_MIRROR = {
     "infer_svc/batch_trace.py": "tests/infer_svc/test_batcher.py looks at its spans",
     "mesh/grpc_types.py": "names for the type checker",
     "mesh/cli/options.py": "options that the tests of every command use",
-    "mesh/cli/up.py": "tests/e2e starts it",
     "mesh/cli/demo.py": "tests/e2e starts it",
     "preprocess_svc/settings.py": "fields only; tests/mesh/test_settings.py loads such",
     "postprocess_svc/settings.py": "fields only; tests/mesh/test_settings.py loads such",
