@@ -31,8 +31,8 @@ CHANNELS = 8
 CALLS = 1200
 AT_ONCE = 32
 
-THREADS = {"preprocess_svc": 4, "postprocess_svc": 3, "gateway.worker": 3, "gateway.control": 3}
-"""The main one, gRPC's poller, the exporter of spans or what answers scrapes, and the one that runs
+THREADS = {"preprocess_svc": 5, "postprocess_svc": 4, "gateway.worker": 4, "gateway.control": 4}
+"""The main one, gRPC's poller, the exporter of spans, what answers scrapes, and the one that runs
 ops. gRPC's other threads have names of their own."""
 
 
@@ -51,6 +51,7 @@ def test_processes_have_the_threads_that_they_are_meant_to_have(
         stub.Detect(mesh_pb2.DetectRequest(images=[page] * 4), timeout=20)
         stub.Classify(mesh_pb2.ClassifyRequest(images=[digit] * 4), timeout=20)
         stub.ClassifyText(mesh_pb2.ClassifyTextRequest(texts=["Guten Tag"] * 8), timeout=20)
+        scrape(mesh)
     for module, count in THREADS.items():
         (process,) = mesh.services(module)
         assert 0 < threads(process) <= count, module
