@@ -13,7 +13,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import cv2
 import grpc
+import numpy as np
 import psutil
 import pytest
 
@@ -22,7 +24,7 @@ from mesh.sync_client import RETRIES, MeshClient
 from protos.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 from tests.conftest import eventually
 from tests.e2e.conftest import ROOT, Mesh, free_port, start_mesh, stop_mesh
-from tests.e2e.test_answers import DIGIT, PAGE
+from tests.e2e.test_answers import DIGIT
 from tests.e2e.test_chaos import left_behind
 from tests.e2e.test_metrics import scrape
 from tests.mesh.test_director import alive
@@ -46,9 +48,11 @@ def test_processes_have_the_threads_that_they_are_meant_to_have(
     mesh: Mesh, channel: grpc.Channel
 ) -> None:
     stub: Any = mesh_pb2_grpc.MeshStub(channel)
-    page, digit = PAGE.read_bytes(), DIGIT.read_bytes()
+    # So large that OpenCV would share its rows out among threads.
+    _, large = cv2.imencode(".png", np.zeros((2000, 3000, 3), np.uint8))
+    page, digit = large.tobytes(), DIGIT.read_bytes()
     for _ in range(5):
-        stub.Detect(mesh_pb2.DetectRequest(images=[page] * 4), timeout=20)
+        stub.Detect(mesh_pb2.DetectRequest(images=[page] * 2), timeout=20)
         stub.Classify(mesh_pb2.ClassifyRequest(images=[digit] * 4), timeout=20)
         stub.ClassifyText(mesh_pb2.ClassifyTextRequest(texts=["Guten Tag"] * 8), timeout=20)
         scrape(mesh)
