@@ -63,8 +63,15 @@ def die_with_parent(parent: int) -> None:
 
 
 def is_orphan() -> bool:
-    """Tell whether the process that this one dies with is dead."""
-    return PARENT is not None and os.getppid() != PARENT
+    """Tell whether the process that this one dies with is dead, or about to be."""
+    if PARENT is None or os.getppid() != PARENT:
+        return PARENT is not None
+    # Its first thread may be gone, which is told here already, while others still end.
+    try:
+        stat = Path(f"/proc/{PARENT}/stat").read_text()
+    except OSError:
+        return True
+    return stat.rpartition(")")[2].split()[0] in "ZX"
 
 
 def remove_orphaned(folder: Path) -> None:

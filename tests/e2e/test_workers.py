@@ -115,6 +115,15 @@ async def load(mesh: Mesh, *, retries: bool) -> AsyncIterator[Load]:
         ])  # fmt: skip
 
 
+def listening(mesh: Mesh) -> int:
+    """Return how many data workers take connections."""
+    port = int(mesh.gateway.rpartition(":")[2])
+    return sum(
+        any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in found)
+        for found in (worker.net_connections("tcp") for worker in mesh.services("gateway.worker"))
+    )
+
+
 async def kill_midway(mesh: Mesh, module: str, running: Load) -> None:
     """Kill a process of a service under load, and wait until all is answered and it is back."""
     before = len(mesh.services(module))
@@ -125,7 +134,7 @@ async def kill_midway(mesh: Mesh, module: str, running: Load) -> None:
     assert running.answers < CALLS, "all were answered before the process died"
     await asking
     await eventually(lambda: not victim.is_running(), 10)
-    await eventually(lambda: len(mesh.services(module)) == before, 20)
+    await eventually(lambda: len(mesh.services(module)) == before and listening(mesh) == 2, 20)
 
 
 def answered(mesh: Mesh) -> dict[str, float]:

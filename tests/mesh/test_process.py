@@ -120,6 +120,26 @@ def test_only_sockets_whose_maker_is_dead_are_cleared_away(
     assert folder.exists() is stays
 
 
+def test_parent_that_is_dying_is_as_good_as_dead() -> None:
+    """Of its threads the first is gone, and the others keep it from being reaped."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # a zombie
+    program = f"""
+import os
+from mesh import process
+process.PARENT = {ended.pid}
+os.getppid = lambda: {ended.pid}
+print(process.is_orphan())
+process.PARENT = {os.getpid()}
+os.getppid = lambda: {os.getpid()}
+print(process.is_orphan())
+"""
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    assert ended.wait() == 0
+    assert done.stdout.split() == ["True", "False"]
+
+
 def test_sockets_of_a_sibling_that_still_lives_are_left_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
