@@ -24,6 +24,8 @@ FROM ${BASE} AS service
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
 # A tokenizer comes from the model repository, never from the network; advice stays out of the log.
 ENV HF_HUB_OFFLINE=1 TRANSFORMERS_NO_ADVISORY_WARNINGS=1
+# Processes are what uses the cores; libraries' own threads would only fight over them.
+ENV OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 # From 1.31 on, ONNX Runtime reports its use to its makers unless told not to.
 ENV ORT_DISABLE_TELEMETRY=1
 RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin mesh

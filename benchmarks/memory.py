@@ -1,4 +1,7 @@
-"""Memory of each service under load: proportional set size (PSS) after each 5,000 requests."""
+"""Memory of each service: proportional set size (PSS) at rest, and after each 5,000 requests.
+
+`python -m benchmarks.memory rest` prints the first alone.
+"""
 
 import asyncio
 import statistics
@@ -19,6 +22,7 @@ GATEWAY = "127.0.0.1:18992"
 STEP = 5_000
 STEPS = 7
 CONCURRENCY = 32
+REST_S = 3.0
 MODELS = Path(__file__).parent.parent / "models"
 DIGIT = MODELS / "digits-classify/samples/digit.png"
 
@@ -64,10 +68,16 @@ def slope(values: list[float]) -> float:
 
 def measure() -> None:
     up = [sys.executable, "-m", "mesh.cli", "up", "--models", str(MODELS), "--bind", GATEWAY]
+    up += ["--workers", "gateway=1", "preprocess=1", "postprocess=1"]
     mesh = subprocess.Popen(up, stderr=subprocess.DEVNULL)
     try:
         if not asyncio.run(wait_ready(GATEWAY, 60)):
             raise RuntimeError("the mesh is not ready")
+        time.sleep(REST_S)
+        rest = memory(mesh.pid)
+        print("at rest:", {name: round(value, 1) for name, value in rest.items()}, flush=True)
+        if sys.argv[1:] == ["rest"]:
+            return
         rows = []
         for step in range(STEPS):
             began = time.perf_counter()
@@ -81,6 +91,7 @@ def measure() -> None:
         mesh.wait()
     figures = {
         name: {
+            "rest_mb": round(rest[name], 1),
             "pss_mb": round(rows[-1][name], 1),
             "growth_mb_per_10k": round(slope([row[name] for row in rows]), 3),
         }

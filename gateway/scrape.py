@@ -5,6 +5,8 @@ import copy
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -12,19 +14,46 @@ from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from mesh.client import StageClient
 from mesh.errors import MeshError
 from mesh.families import unpack_families
 from mesh.unary import ask
 from protos.mesh.v1.stage_pb2 import MetricsRequest, MetricsResponse
 
+WORKER = "mesh.v1.GatewayWorker"
+"""Service of a data worker for the control process: `Metrics`, as a stage has it."""
 ANSWER_S = 1.0
 """How long a replica may take; Prometheus waits ten seconds for the whole unless told otherwise."""
 SLACK_S = 0.5
 """How much longer a scrape waits for an event loop that is busy."""
 
-Replica = tuple[str, str]
-"""Full name of the stage, and address."""
+
+class Known(Protocol):
+    """The replicas of a stage."""
+
+    @property
+    def stage(self) -> str:
+        """Full name of its gRPC service."""
+
+    @property
+    def addresses(self) -> list[str]:
+        """Every replica that there should be."""
+
+
+class Source(NamedTuple):
+    """Who is asked for metrics."""
+
+    service: str
+    address: str
+    worker: str = ""
+    """Number of a data worker of this gateway; empty: a replica of a stage."""
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Return what its samples get, to tell them from those of others."""
+        if self.worker:
+            return {"worker": self.worker}
+        return {"stage": self.service, "replica": self.address}
+
 
 log = logging.getLogger(__name__)
 
@@ -37,49 +66,59 @@ class Scrape(Collector):
 
     Args:
         own: metrics of this process.
-        clients: of the stages.
-        loop: that the clients live in.
-        answer_s: seconds that the replicas, asked side by side, may take.
+        stages: with their replicas.
+        loop: of the process.
+        answer_s: seconds that all, asked side by side, may take.
+        workers: addresses of this gateway's data workers, by their numbers.
     """
 
     def __init__(
         self,
         own: CollectorRegistry,
-        clients: Sequence[StageClient],
+        stages: Sequence[Known],
         loop: asyncio.AbstractEventLoop,
         answer_s: float = ANSWER_S,
+        workers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._own = own
-        self._clients = clients
+        self._stages = stages
         self._loop = loop
         self._answer_s = answer_s
+        self._workers = [Source(WORKER, at, number) for number, at in workers.items()]
 
     def collect(self) -> Iterable[Metric]:
         """Return each family once, with the samples of all; blocks, so never call it in the loop.
 
-        A replica's samples have the labels `stage` and `replica`, the gateway's own have not.
+        A replica's samples have the labels `stage` and `replica`, a data worker's `worker`, those
+        of this process none.
         """
-        replicas = [(client.stage, at) for client in self._clients for at in client.addresses]
-        answers = self._ask(replicas)
-        up = GaugeMetricFamily(
+        sources = [Source(stage.stage, at) for stage in self._stages for at in stage.addresses]
+        sources += self._workers
+        answers = self._ask(sources)
+        replica_up = GaugeMetricFamily(
             "mesh_replica_up", "Whether a replica answered this scrape", labels=["stage", "replica"]
         )
+        worker_up = GaugeMetricFamily(
+            "mesh_gateway_worker_up", "Whether a data worker answered this scrape",
+            labels=["worker"],
+        )  # fmt: skip
         merged = {metric.name: _copy(metric) for metric in self._own.collect()}
-        for replica in replicas:
-            families = _families(replica, answers.get(replica))
-            up.add_metric(replica, families is not None)
+        for source in sources:
+            families = _families(source, answers.get(source))
+            up = worker_up if source.worker else replica_up
+            up.add_metric(list(source.labels.values()), families is not None)
             for family in families or ():
                 _merge(merged, family)
-        return [*merged.values(), up]
+        return [*merged.values(), replica_up, worker_up]
 
     def restricted_registry(self, names: Iterable[str]) -> "Restricted":
         """Return what has only the samples of these names, as `?name[]=…` of a scrape asks for."""
         return Restricted(self, frozenset(names))
 
-    def _ask(self, replicas: Sequence[Replica]) -> Mapping[Replica, bytes]:
-        """Return the answer of each replica that gave one."""
-        answers: dict[Replica, bytes] = {}
-        asking = self._ask_all(replicas, answers)
+    def _ask(self, sources: Sequence[Source]) -> Mapping[Source, bytes]:
+        """Return the answer of each that gave one."""
+        answers: dict[Source, bytes] = {}
+        asking = self._ask_all(sources, answers)
         try:
             future = asyncio.run_coroutine_threadsafe(asking, self._loop)
         except RuntimeError:  # the loop is closed: the process ends
@@ -91,17 +130,15 @@ class Scrape(Collector):
             future.cancel()
         return dict(answers)
 
-    async def _ask_all(self, replicas: Sequence[Replica], answers: dict[Replica, bytes]) -> None:
-        await asyncio.gather(*(self._ask_one(replica, answers) for replica in replicas))
+    async def _ask_all(self, sources: Sequence[Source], answers: dict[Source, bytes]) -> None:
+        await asyncio.gather(*(self._ask_one(source, answers) for source in sources))
 
-    async def _ask_one(self, replica: Replica, answers: dict[Replica, bytes]) -> None:
-        stage, address = replica
-        message = MetricsRequest().SerializeToString()
+    async def _ask_one(self, source: Source, answers: dict[Source, bytes]) -> None:
+        message, method = MetricsRequest().SerializeToString(), f"{source.service}/Metrics"
         try:
-            answers[replica] = await ask(address, f"{stage}/Metrics", message, self._answer_s)
+            answers[source] = await ask(source.address, method, message, self._answer_s)
         except (MeshError, grpc.aio.BaseError) as err:
-            fields = {"stage": stage, "replica": address, "error": str(err)}
-            log.debug("no metrics", extra=fields)
+            log.debug("no metrics", extra={**source.labels, "error": str(err)})
 
 
 class Restricted(Collector):
@@ -119,15 +156,14 @@ class Restricted(Collector):
                 yield metric
 
 
-def _families(replica: Replica, answer: bytes | None) -> list[Metric] | None:
-    """Return what a replica answered; None: nothing that can be read."""
+def _families(source: Source, answer: bytes | None) -> list[Metric] | None:
+    """Return what a process answered; None: nothing that can be read."""
     if answer is None:
         return None
-    labels = {"stage": replica[0], "replica": replica[1]}
     try:
-        return unpack_families(MetricsResponse.FromString(answer), labels)
+        return unpack_families(MetricsResponse.FromString(answer), source.labels)
     except (DecodeError, ValueError) as err:
-        log.warning("metrics cannot be read", extra={**labels, "error": str(err)})
+        log.warning("metrics cannot be read", extra={**source.labels, "error": str(err)})
         return None
 
 

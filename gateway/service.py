@@ -1,20 +1,19 @@
 """The public service `mesh.v1.Mesh`: every method is a handler with the same layers."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from opentelemetry.trace import Tracer
 
 from gateway.admission import Admission, admitting
 from gateway.answers import TYPED_CALLS, TypedCall
 from gateway.late_trace import LateTraces
+from gateway.messages import message_handler
 from gateway.metrics import metering, watch_admissions
 from gateway.runner import PipelineRunner
-from gateway.trace_store import TraceStore
-from mesh.errors import InvalidInput, MeshError, NotFound
+from mesh.errors import InvalidInput, MeshError
 from mesh.grpc_types import Method, Methods
 from mesh.item import Handler, Layer, Reply, Request
 from mesh.layers import errors, logging_failures, stack, standard_layers
@@ -35,7 +34,7 @@ class MeshService:
         runner: runs one item through a pipeline.
         tracer: of the process.
         limits: of the coalescing streams.
-        store: keeps traces; None: they go elsewhere.
+        traces: answers `GetTrace`.
         target_s: latency that is kept under overload, by refusing what would take longer; 0: none.
         late: writes traces of requests that were not sampled; None: nobody does.
     """
@@ -45,13 +44,13 @@ class MeshService:
         runner: PipelineRunner,
         tracer: Tracer,
         limits: Limits,
-        store: TraceStore | None,
+        traces: Handler,
         target_s: float = 0.0,
         late: LateTraces | None = None,
     ) -> None:
         self._runner = runner
         self._tracer = tracer
-        self._store = store
+        self._traces = traces
         self._late = late
         admissions = {name: Admission(target_s) for name in runner.names() if target_s}
         watch_admissions(admissions)
@@ -70,14 +69,13 @@ class MeshService:
             name: self._traced(name, self._typed(call)) for name, call in TYPED_CALLS.items()
         }
         return methods | {
-            "Run": self._traced("Run", _handler(mesh_pb2.RunRequest, self._run)),
+            "Run": self._traced("Run", message_handler(mesh_pb2.RunRequest, self._run)),
             "Stream": stream,
             "ListPipelines": self._plain(
-                "ListPipelines", _handler(mesh_pb2.ListPipelinesRequest, self._list_pipelines)
+                "ListPipelines",
+                message_handler(mesh_pb2.ListPipelinesRequest, self._list_pipelines),
             ),
-            "GetTrace": self._plain(
-                "GetTrace", _handler(mesh_pb2.GetTraceRequest, self._get_trace)
-            ),
+            "GetTrace": self._plain("GetTrace", self._traces),
         }
 
     def _traced(self, name: str, handler: Handler) -> Method:
@@ -98,7 +96,7 @@ class MeshService:
             replies = await self._run_items(pipeline.name, call.items(message), request)
             return call.response([unpack(reply.payload) for reply in replies])
 
-        return _handler(call.request, answer)
+        return message_handler(call.request, answer)
 
     async def _run(self, message: mesh_pb2.RunRequest, request: Request) -> Message:
         items = [tensors.SerializeToString() for tensors in message.inputs]
@@ -142,27 +140,3 @@ class MeshService:
             row.inputs.extend(spec.to_proto() for spec in pipeline.inputs)
             row.outputs.extend(spec.to_proto() for spec in pipeline.outputs)
         return response
-
-    async def _get_trace(
-        self, message: mesh_pb2.GetTraceRequest, _: Request
-    ) -> mesh_pb2.GetTraceResponse:
-        if self._store is None:
-            raise NotFound("traces are not kept here but sent to OTEL_EXPORTER_OTLP_ENDPOINT")
-        trace_id, data = self._store.get(message.trace_id)
-        return mesh_pb2.GetTraceResponse(trace_id=trace_id, traces=data.SerializeToString())
-
-
-def _handler(kind: type[Any], answer: Callable[[Any, Request], Awaitable[Message]]) -> Handler:
-    """Return a handler of serialized messages from a function of messages."""
-
-    async def handle(request: Request) -> Reply:
-        try:
-            message = kind.FromString(request.payload)
-        except DecodeError as err:
-            raise InvalidInput(
-                f"{len(request.payload)} bytes came that are no {kind.DESCRIPTOR.full_name} "
-                "(texts must be valid UTF-8)"
-            ) from err
-        return Reply((await answer(message, request)).SerializeToString())
-
-    return handle

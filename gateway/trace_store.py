@@ -1,23 +1,23 @@
 """The local default for traces: an OTLP receiver that keeps the newest ones in memory."""
 
 import re
-import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import grpc
-from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, TracesData
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
+from gateway.messages import message_handler
 from mesh.errors import InvalidInput, NotFound
 from mesh.grpc_types import Methods
+from mesh.item import Handler, Request
+from protos.mesh.v1 import mesh_pb2
 
+TRACE_SERVICE = "opentelemetry.proto.collector.trace.v1.TraceService"
 MAX_TRACES = 1000
 MAX_SPANS = 50_000
 _TRACE_ID = re.compile("[0-9a-fA-F]{32}")
@@ -33,22 +33,19 @@ class TraceStore:
     def __init__(self) -> None:
         self._traces: OrderedDict[bytes, Kept] = OrderedDict()
         self._spans = 0
-        # This process's own spans come from the exporter's thread.
-        self._lock = threading.Lock()
 
     def add(self, groups: Iterable[ResourceSpans]) -> None:
         """Keep the spans of an export."""
-        with self._lock:
-            for group in groups:
-                resource = group.resource.SerializeToString()
-                for scope in group.scope_spans:
-                    for span in scope.spans:
-                        kept = self._traces.setdefault(span.trace_id, [])
-                        kept.append((resource, span.SerializeToString()))
-                        self._spans += 1
-            while self._traces and (len(self._traces) > MAX_TRACES or self._spans > MAX_SPANS):
-                _, dropped = self._traces.popitem(last=False)
-                self._spans -= len(dropped)
+        for group in groups:
+            resource = group.resource.SerializeToString()
+            for scope in group.scope_spans:
+                for span in scope.spans:
+                    kept = self._traces.setdefault(span.trace_id, [])
+                    kept.append((resource, span.SerializeToString()))
+                    self._spans += 1
+        while self._traces and (len(self._traces) > MAX_TRACES or self._spans > MAX_SPANS):
+            _, dropped = self._traces.popitem(last=False)
+            self._spans -= len(dropped)
 
     def get(self, trace_id: str) -> tuple[str, TracesData]:
         """Return a trace and the batch traces that it links to.
@@ -62,12 +59,11 @@ class TraceStore:
         """
         if trace_id and not _TRACE_ID.fullmatch(trace_id):
             raise InvalidInput(f"trace id {trace_id!r} came, wanted 32 hexadecimal digits")
-        with self._lock:
-            key = bytes.fromhex(trace_id) or self._newest()
-            spans = list(self._traces.get(key, ()))
-            linked = {link.trace_id for span in _parsed(spans) for link in span.links} - {key}
-            for other in sorted(linked):
-                spans += self._traces.get(other, [])
+        key = bytes.fromhex(trace_id) or self._newest()
+        spans = list(self._traces.get(key, ()))
+        linked = {link.trace_id for span in _parsed(spans) for link in span.links} - {key}
+        for other in sorted(linked):
+            spans += self._traces.get(other, [])
         if not spans:
             raise NotFound(
                 f"trace {trace_id or '(none yet)'} is not kept here; only sampled requests are, "
@@ -83,16 +79,16 @@ class TraceStore:
         return b""
 
 
-class StoreExporter(SpanExporter):
-    """Puts this process's own spans into the store."""
+def trace_handler(store: TraceStore | None) -> Handler:
+    """Return the handler of `GetTrace` over a store; None: traces go elsewhere."""
 
-    def __init__(self, store: TraceStore) -> None:
-        self._store = store
+    async def answer(message: mesh_pb2.GetTraceRequest, _: Request) -> mesh_pb2.GetTraceResponse:
+        if store is None:
+            raise NotFound("traces are not kept here but sent to OTEL_EXPORTER_OTLP_ENDPOINT")
+        trace_id, data = store.get(message.trace_id)
+        return mesh_pb2.GetTraceResponse(trace_id=trace_id, traces=data.SerializeToString())
 
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Keep finished spans."""
-        self._store.add(encode_spans(spans).resource_spans)
-        return SpanExportResult.SUCCESS
+    return message_handler(mesh_pb2.GetTraceRequest, answer)
 
 
 def trace_service(store: TraceStore) -> tuple[str, Methods]:
@@ -105,7 +101,7 @@ def trace_service(store: TraceStore) -> tuple[str, Methods]:
     method = grpc.unary_unary_rpc_method_handler(
         export, ExportTraceServiceRequest.FromString, ExportTraceServiceResponse.SerializeToString
     )
-    return "opentelemetry.proto.collector.trace.v1.TraceService", {"Export": method}
+    return TRACE_SERVICE, {"Export": method}
 
 
 def _data(spans: Kept) -> TracesData:

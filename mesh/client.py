@@ -13,6 +13,7 @@ from types import TracebackType
 
 from opentelemetry.trace import NoOpTracer, SpanKind, Tracer
 
+from mesh.directory import Directory
 from mesh.errors import (
     DeadlineExceeded,
     MeshError,
@@ -24,7 +25,6 @@ from mesh.fair_queue import FairQueue
 from mesh.hop import send_noted
 from mesh.item import Reply, Request
 from mesh.link import Lease, Link
-from mesh.resolver import resolve
 from mesh.status import to_status
 from mesh.telemetry import ATTEMPT, child_of, is_sampled, rpc_attributes, write_rpc_span
 from mesh.unary import ask
@@ -60,7 +60,7 @@ class StageClient:
 
     Args:
         stage: full name of the gRPC service, as `mesh.v1.Preprocess`.
-        targets: as `mesh.resolver.resolve` takes them.
+        targets: as `mesh.directory.Directory` takes them.
         method: its streaming method.
         limits: bounds of waiting and retrying.
         tracer: makes a CLIENT span of each attempt of a sampled request; None: no spans.
@@ -76,7 +76,7 @@ class StageClient:
     ) -> None:
         self.stage = stage
         self.retries = 0
-        self._targets = targets
+        self._directory = Directory(targets, stage)
         self._method = f"/{stage}/{method}"
         self._limits = limits
         self._tracer = None if isinstance(tracer, NoOpTracer) else tracer
@@ -336,10 +336,9 @@ class StageClient:
 
     async def _refresh(self) -> None:
         try:
-            wanted = await resolve(self._targets)
+            wanted = await self._directory.find()
         except StageUnavailable as err:
-            log.warning("addresses stay as they are", extra={"error": str(err)})
-            return
+            return log.warning("addresses stay as they are", extra={"error": str(err)})
         for address in wanted - self._keepers.keys():
             self._keepers[address] = asyncio.create_task(self._keep(address))
         for address in self._keepers.keys() - wanted:
@@ -385,7 +384,8 @@ class StageClient:
         """Return the error that no replica takes items, with why each went away last."""
         reasons = "".join(f"; {address}: {reason}" for address, reason in self._lost.items())
         return StageUnavailable(
-            f"no replica of {self.stage} at {self._targets} could be reached in time{reasons}"
+            f"no replica of {self.stage} at {self._directory.targets} could be reached in time"
+            f"{reasons}"
         )
 
     def _on_change(self) -> None:

@@ -1,9 +1,14 @@
 """Prometheus families as messages: how the gateway gets those of its replicas."""
 
+import asyncio
 from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Metric
 
+from mesh.grpc_types import Method
+from mesh.item import Reply, Request
+from mesh.layers import errors, logging_failures, stack
+from mesh.unary import unary_method
 from protos.mesh.v1.stage_pb2 import MetricFamily, MetricSample, MetricsResponse
 
 
@@ -24,6 +29,18 @@ def unpack_families(response: MetricsResponse, labels: Mapping[str, str]) -> lis
         ValueError: a family has a name or a type that cannot be.
     """
     return [_unpack(family, labels) for family in response.families]
+
+
+def metrics_method(service: str, registry: CollectorRegistry) -> Method:
+    """Return the method `Metrics` of a service, that answers with all families of a registry."""
+
+    async def answer(_: Request) -> Reply:
+        # A thread: what is collected may read files or ask a driver.
+        response = await asyncio.to_thread(pack_families, registry)
+        return Reply(response.SerializeToString())
+
+    layers = [logging_failures(f"{service}/Metrics"), errors]
+    return unary_method(stack(answer, layers), "Metrics")
 
 
 def _pack(metric: Metric) -> MetricFamily:

@@ -3,10 +3,10 @@
 import asyncio
 import logging
 import os
-import signal
 import socket
 import stat
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -20,7 +20,7 @@ from mesh.errors import MeshError, SettingsError
 from mesh.grpc_types import Methods
 from mesh.health import NAME, Health
 from mesh.link import CHANNEL_OPTIONS
-from mesh.process import tune
+from mesh.process import is_orphan, remove_orphaned, tune
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,8 @@ SERVER_OPTIONS = (
 
 
 MAX_PORT = 65535
+ORPHAN_S = 1.0
+"""Longest time for what is under way in a process whose parent was killed."""
 
 
 class Host:
@@ -51,7 +53,6 @@ class Host:
         self._bind = bind
         self._health = Health()
         self._names = [NAME]
-        self._stop = asyncio.Event()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
 
     def add(self, name: str, methods: Methods) -> None:
@@ -82,6 +83,10 @@ class Host:
         """Stop before anything was SERVING; a server that is not stopped complains at the end."""
         await self.server.stop(None)
 
+    async def _finish(self, drain: Callable[[], Awaitable[None]], grace_s: float) -> None:
+        await drain()
+        await self.server.stop(grace_s)
+
     def _listen(self) -> None:
         reflection.enable_server_reflection([*self._names, reflection.SERVICE_NAME], self.server)
         _demand_address(self._bind)
@@ -93,13 +98,6 @@ class Host:
                 f"cannot listen at {self._bind}: is the port in use, or the address not of this "
                 "machine? Stop the other program or choose another address"
             ) from err
-
-    async def wait_for_signal(self) -> None:
-        """Wait for SIGTERM or SIGINT; a second one ends the process at once."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal)
-        await self._stop.wait()
 
     def leave(self) -> None:
         """Turn NOT_SERVING, for good."""
@@ -114,16 +112,20 @@ class Host:
         """
         self.leave()
         log.info("draining")
-        await drain()
-        await self.server.stop(grace_s)
+        finishing = asyncio.create_task(self._finish(drain, grace_s))
+        await asyncio.wait({finishing}, timeout=ORPHAN_S)
+        while not finishing.done() and not is_orphan():
+            await asyncio.wait({finishing}, timeout=ORPHAN_S)
+        if finishing.done():
+            finishing.result()
+        else:  # the others of this mesh end in this moment, too
+            finishing.cancel()
+            await asyncio.gather(finishing, return_exceptions=True)
+            await self.server.stop(None)
         if self._bind.startswith("unix:"):
             _unlink(self._bind.removeprefix("unix:"))
+            remove_orphaned(Path(self._bind.removeprefix("unix:")).parent)
         log.info("stopped")
-
-    def _on_signal(self) -> None:
-        if self._stop.is_set():
-            os._exit(130)
-        self._stop.set()
 
 
 def run_process(main: Callable[[], Coroutine[Any, Any, None]]) -> None:

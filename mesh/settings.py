@@ -3,9 +3,9 @@
 import logging
 import os
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from mesh.errors import SettingsError
@@ -54,6 +54,14 @@ def _level(name: str) -> str:
     if name.upper() not in logging.getLevelNamesMapping():
         raise ValueError("wanted DEBUG, INFO, WARNING, ERROR or CRITICAL")
     return name
+
+
+def _count(given: Any) -> Any:
+    return 0 if given == "auto" else given
+
+
+Workers = Annotated[int, BeforeValidator(_count), Field(ge=0, le=256)]
+"""How many worker processes; 0 or `auto`: by cores, as `mesh.cores` counts them."""
 
 
 class ServiceSettings(BaseSettings):

@@ -1,6 +1,5 @@
 """What the processes of the three stages have in common: their methods and their life cycle."""
 
-import asyncio
 import faulthandler
 import os
 from collections.abc import Awaitable, Callable, Iterable
@@ -11,11 +10,12 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 import mesh
 from mesh.arena import Lender
-from mesh.families import pack_families
+from mesh.families import metrics_method
 from mesh.grpc_types import Method
 from mesh.host import Host, serve_metrics
 from mesh.item import Handler, Reply, Request
 from mesh.layers import errors, logging_failures, stack, standard_layers
+from mesh.process import wait_for_signal
 from mesh.server import Limits, StageServer
 from mesh.settings import ServiceSettings
 from mesh.telemetry import Tracing
@@ -71,7 +71,7 @@ class Stage:
                 self._server.run, Envelope.FromString, Envelope.SerializeToString
             ),
             "Describe": self._unary("Describe", self._on_describe),
-            "Metrics": self._unary("Metrics", self._on_metrics),
+            "Metrics": metrics_method(name, registry),
         })  # fmt: skip
 
     async def serve(self, prepare: Callable[[], Awaitable[None]] | None = None) -> None:
@@ -91,7 +91,7 @@ class Stage:
         self._server.open()
         for service in ("", self._name):
             self.host.set_health(service, True)
-        await self.host.wait_for_signal()
+        await wait_for_signal()
         await self.host.stop(lambda: self._server.drain(self._settings.drain_s), 1.0)
 
     async def abandon(self, status: int) -> NoReturn:
@@ -118,9 +118,4 @@ class Stage:
             version=mesh.__version__,
             targets=self._describe(DescribeRequest.FromString(request.payload).targets),
         )
-        return Reply(response.SerializeToString())
-
-    async def _on_metrics(self, _: Request) -> Reply:
-        # A thread: what is collected may read files or ask a driver.
-        response = await asyncio.to_thread(pack_families, self._registry)
         return Reply(response.SerializeToString())

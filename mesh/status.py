@@ -43,6 +43,11 @@ SERVER_FAULTS = frozenset({
 """Codes that make a SERVER span an error (OpenTelemetry semantic conventions for RPC, v1.44)."""
 
 
+NO_RETRY = ("grpc-retry-pushback-ms", "-1")
+"""Tells a gRPC client whose policy it is to repeat what is UNAVAILABLE that this was done already,
+as far as it may be. What it repeats then is only what it got no answer to."""
+
+
 def code_of(error: BaseException) -> grpc.StatusCode:
     """Return the gRPC code of an error; what is not ours is INTERNAL."""
     for kind in type(error).__mro__:
@@ -91,10 +96,13 @@ def from_rpc_error(error: grpc.RpcError) -> errors.MeshError:
 async def abort(context: Context, error: BaseException) -> NoReturn:
     """End a call with an error, so that `from_rpc_error` of the caller returns the same type."""
     shown = public(error)
-    metadata = [(KIND_KEY, type(shown).__name__)]
-    if retry_ms := _retry_ms(shown):
-        metadata.append((RETRY_KEY, str(retry_ms)))
-    await context.abort(code_of(shown), _text(shown), tuple(metadata))
+    code = code_of(shown)
+    trailers = [(KIND_KEY, type(shown).__name__)]
+    if code is grpc.StatusCode.UNAVAILABLE:
+        trailers.append(NO_RETRY)
+    elif retry_ms := _retry_ms(shown):
+        trailers.append((RETRY_KEY, str(retry_ms)))
+    await context.abort(code, _text(shown), tuple(trailers))
     raise shown  # abort raises already; this tells the type checker
 
 

@@ -1,5 +1,6 @@
 """A small blocking client of the gateway, whose every call begins a sampled trace."""
 
+import json
 import logging
 from types import TracebackType
 from typing import TypeVar
@@ -18,6 +19,18 @@ M = TypeVar("M", bound=Message)
 
 SERVICE = "mesh.v1.Mesh"
 MAX_BYTES = 64 * 1024**2
+RETRIES = {
+    "methodConfig": [
+        {
+            "name": [{"service": SERVICE}],
+            "retryPolicy": {
+                "maxAttempts": 4, "initialBackoff": "0.1s", "maxBackoff": "1s",
+                "backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}  # fmt: skip
+"""gRPC's own policy: calls that were under way in a gateway's worker that died are made again."""
 
 
 class MeshClient:
@@ -36,6 +49,7 @@ class MeshClient:
         options = [
             ("grpc.max_send_message_length", MAX_BYTES),
             ("grpc.max_receive_message_length", MAX_BYTES),
+            ("grpc.service_config", json.dumps(RETRIES)),
         ]
         self._channel = grpc.insecure_channel(gateway, options)
         self._tracing: telemetry.Tracing | None = None

@@ -1,27 +1,10 @@
-"""`python -m postprocess_svc`: one replica of the postprocess stage."""
+"""`python -m postprocess_svc`: one replica of the postprocess stage, or a parent of several."""
 
-from mesh import log, telemetry
-from mesh.host import run_process
-from mesh.op_host import OpHost
-from mesh.server import Limits
-from mesh.settings import TelemetrySettings, load
-from mesh.stage import Stage
-from postprocess_svc.ops import OPS
-from postprocess_svc.settings import PostprocessSettings
+from importlib import import_module
 
-
-async def main() -> None:
-    """Wire settings, ops and server together, and serve."""
-    log.configure("postprocess", "INFO")
-    settings = load(PostprocessSettings)
-    log.configure("postprocess", settings.log_level)
-    tracing = telemetry.configure("postprocess", load(TelemetrySettings))
-    limits = Limits(max_items=settings.max_items, max_age_s=settings.max_age_s)
-    with OpHost(OPS, settings.models, settings.threads) as ops:
-        stage = Stage("mesh.v1.Postprocess", settings, ops, ops.describe, tracing, limits)
-        await stage.serve()
-    tracing.shutdown()
-
+from mesh.process import pin
 
 if __name__ == "__main__":
-    run_process(main)
+    pin()  # before anything imports what makes threads
+    kind = import_module("postprocess_svc.settings").PostprocessSettings
+    import_module("mesh.workers").run_stage("postprocess", kind)

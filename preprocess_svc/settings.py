@@ -3,10 +3,10 @@
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from mesh.settings import ServiceSettings
+from mesh.workers import StageSettings
 
 
-class PreprocessSettings(ServiceSettings):
+class PreprocessSettings(StageSettings):
     """What preprocess_svc can be told."""
 
     model_config = SettingsConfigDict(env_prefix="PREPROCESS_", frozen=True)

@@ -125,7 +125,7 @@ def start_mesh(place: Place, port: int, name: str) -> Start:
     """Start it as `trtmesh up` does; with `tcp` in the name without sockets and shared memory."""
     address = f"127.0.0.1:{port}"
     words = ["-m", "mesh.cli", "up", "--models", str(place.models), "--bind", address]
-    words += ["--replicas", f"preprocess={PREPROCESS_REPLICAS}"]
+    words += ["--workers", "gateway=1", f"preprocess={PREPROCESS_REPLICAS}", "postprocess=1"]
     words += ["--tcp"] if "tcp" in name else []
     metrics = {"GATEWAY_METRICS_PORT": "0"}
     return Start(

@@ -10,10 +10,13 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from pydantic_settings import BaseSettings
 
 from mesh.cli.options import Commands, say
+from mesh.cores import workers
 from mesh.errors import InvalidInput, SettingsError
-from mesh.supervisor import STAGES, Supervisor
+from mesh.settings import Workers, load
+from mesh.supervisor import SERVICES, Supervisor
 
 
 def add_commands(commands: Commands) -> None:
@@ -21,8 +24,9 @@ def add_commands(commands: Commands) -> None:
     parser = commands.add_parser("up", help="start gateway and stages on this machine")
     parser.add_argument("--models", type=Path, default=Path("models"), metavar="DIR")
     parser.add_argument(
-        "--replicas", nargs="+", default=[], metavar="STAGE=N", help="as preprocess=2"
-    )
+        "--workers", nargs="+", default=[], metavar="SERVICE=N",
+        help="processes of a service, as preprocess=2; default: by cores, and one of infer",
+    )  # fmt: skip
     parser.add_argument("--bind", default="127.0.0.1:8001", metavar="HOST:PORT")
     parser.add_argument(
         "--tcp", action="store_true", help="no sockets and no shared memory: as between machines"
@@ -54,17 +58,12 @@ async def wait_ready(address: str, timeout_s: float) -> bool:
 async def _up(arguments: argparse.Namespace) -> int:
     if not arguments.models.is_dir():
         raise SettingsError(f"model repository {arguments.models} is no folder; see --models")
-    if await _answers(arguments.bind):
-        raise SettingsError(
-            f"cannot listen at {arguments.bind}: another program does, perhaps a mesh; stop it, or "
-            "choose another --bind"
-        )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     supervisor = Supervisor(
-        arguments.models, _replicas(arguments.replicas), os.environ,  # noqa: TID251 passed on
+        arguments.models, _workers(arguments.workers), os.environ,  # noqa: TID251 passed on
         arguments.bind, say, arguments.tcp,
     )  # fmt: skip
     started = time.monotonic()
@@ -87,22 +86,23 @@ async def _up(arguments: argparse.Namespace) -> int:
     return 0
 
 
-async def _answers(address: str) -> bool:
-    """Tell whether anybody listens: a mesh that runs already must not be taken for this one."""
-    host, _, port = address.rpartition(":")
-    try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(host.strip("[]"), port), 2)
-    except (OSError, ValueError, OverflowError):  # the gateway says what is wrong with an address
-        return False
-    writer.close()
-    return True
+class _Counts(BaseSettings):
+    """What the environment says of the numbers of workers; the services read the same."""
+
+    preprocess_workers: Workers = 0
+    postprocess_workers: Workers = 0
+    gateway_workers: Workers = 0
 
 
-def _replicas(given: list[str]) -> dict[str, int]:
-    counts = {}
+def _workers(given: list[str]) -> dict[str, int]:
+    """Return the workers of each service: as given, else as the environment says, else by cores."""
+    set_ = load(_Counts)
+    counts = {
+        service: workers(service, getattr(set_, f"{service}_workers", 0)) for service in SERVICES
+    }
     for text in given:
-        stage, _, number = text.partition("=")
-        if stage not in STAGES or not number.isdigit() or int(number) < 1:
-            raise InvalidInput(f"--replicas {text!r} came, wanted STAGE=N with one of {STAGES}")
-        counts[stage] = int(number)
+        service, _, number = text.partition("=")
+        if service not in SERVICES or not number.isdigit() or int(number) < 1:
+            raise InvalidInput(f"--workers {text!r} came, wanted SERVICE=N with one of {SERVICES}")
+        counts[service] = int(number)
     return counts

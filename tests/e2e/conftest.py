@@ -19,6 +19,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 ROOT = Path(__file__).parent.parent.parent
 
 
+ONE_EACH = {f"{name}_WORKERS": "1" for name in ("GATEWAY", "PREPROCESS", "POSTPROCESS")}
+"""However many cores there are."""
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -60,7 +64,7 @@ def start_mesh(
     with log.open("wb") as file:
         process = subprocess.Popen(
             [*command, "--models", str(models), *options],
-            env={**os.environ, "GATEWAY_METRICS_PORT": str(metrics_port), **env},
+            env={**os.environ, **ONE_EACH, "GATEWAY_METRICS_PORT": str(metrics_port), **env},
             stderr=file, cwd=ROOT,
         )  # fmt: skip
     end = time.monotonic() + limit_s

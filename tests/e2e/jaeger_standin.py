@@ -17,6 +17,7 @@ from mesh import log
 from mesh.cli.trace_view import jaeger_json
 from mesh.errors import NotFound
 from mesh.host import Host, run_process
+from mesh.process import wait_for_signal
 
 Answer = tuple[HTTPStatus, dict[str, Any]]
 
@@ -71,7 +72,7 @@ async def main() -> None:
     server = query_server(store, asyncio.get_running_loop())
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    await host.wait_for_signal()
+    await wait_for_signal()
     await asyncio.to_thread(server.shutdown)
     server.server_close()
     await host.server.stop(1)

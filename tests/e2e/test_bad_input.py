@@ -214,10 +214,10 @@ def test_pipeline_that_does_not_fit_is_refused_by_name_and_others_serve(
     ("words", "text"),
     [
         (["--models", "/nowhere"], "is no folder"),
-        (["--replicas", "preprocess=many"], "STAGE=N"),
-        (["--replicas", "gateway=2"], "STAGE=N"),
+        (["--workers", "preprocess=many"], "SERVICE=N"),
+        (["--workers", "gateways=2"], "SERVICE=N"),
     ],
-    ids=["no_repository", "bad_number", "unknown_stage"],
+    ids=["no_repository", "bad_number", "unknown_service"],
 )
 def test_up_that_cannot_start_says_why(words: list[str], text: str) -> None:
     done = subprocess.run(

@@ -23,7 +23,7 @@ CALLS = 1000
 def doubled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     """A mesh with two replicas of each stage."""
     replicas = [f"{stage}=2" for stage in ("preprocess", "infer", "postprocess")]
-    running = start_mesh(tmp_path_factory.mktemp("chaos") / "log", "--replicas", *replicas)
+    running = start_mesh(tmp_path_factory.mktemp("chaos") / "log", "--workers", *replicas)
     yield running
     assert stop_mesh(running) == 0
 
@@ -132,7 +132,7 @@ async def test_no_call_fails_when_gpus_are_lost_and_their_processes_start_anew(
     tmp_path: Path, faults: str, reason: str
 ) -> None:
     mesh = start_mesh(
-        tmp_path / "log", "--replicas", "infer=2", INFER_FAULTS=faults, INFER_HANG_S="1"
+        tmp_path / "log", "--workers", "infer=2", INFER_FAULTS=faults, INFER_HANG_S="1"
     )
     try:
         ended = "ended with status 70; starts again"

@@ -82,6 +82,7 @@ class Stack:
         ports = {"MESH_PORT": self.mesh, "MESH_METRICS_PORT": self.metrics}
         env = {name: str(port) for name, port in (ports | {"JAEGER_PORT": self.jaeger}).items()}
         command = ["docker", "compose", "-p", "trtmesh-e2e", *FILES, *words]
+        env |= {"GATEWAY_WORKERS": "2", "PREPROCESS_WORKERS": "2", "POSTPROCESS_WORKERS": "1"}
         done = run(command, timeout_s, TAG="e2e", **env)
         assert done.returncode == 0, f"{words} failed: {done.stderr[-4000:]}"
         return done.stdout
@@ -108,12 +109,14 @@ class Stack:
         assert trace["traceID"] == trace_id
         return trace
 
-    def metric(self, name: str) -> float:
+    def metric(self, name: str) -> list[float]:
+        """Return what each data worker of the gateway tells of the preprocess stage."""
         with urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=20) as answer:
             text = answer.read().decode()
-        found = re.search(rf'^{name}\{{stage="mesh.v1.Preprocess"\}} (\S+)$', text, re.MULTILINE)
-        assert found, text
-        return float(found[1])
+        labels = r'\{stage="mesh.v1.Preprocess",worker="[01]"\}'
+        found = re.findall(rf"^{name}{labels} (\S+)$", text, re.MULTILINE)
+        assert len(found) == 2, text
+        return [float(value) for value in found]
 
 
 @pytest.fixture(scope="module")
@@ -257,22 +260,23 @@ def test_gateway_is_serving_only_while_every_stage_is_there(stack: Stack) -> Non
     until(lambda: stack.cli("health").returncode == 0)
 
 
-async def test_replica_that_is_added_gets_items(stack: Stack) -> None:
+async def test_each_worker_of_a_container_that_is_added_gets_items(stack: Stack) -> None:
     stack.compose("up", "-d", "--wait", *LIMIT, "--no-recreate", "--scale", "preprocess=2")
-    until(lambda: stack.metric("mesh_stage_replicas") == 2)
+    until(lambda: stack.metric("mesh_stage_replicas") == [4, 4])
     trace_ids = [uuid.uuid4().hex for _ in range(40)]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{stack.mesh}") as channel:
         await asyncio.gather(*(classify(channel, key) for key in trace_ids))
-    form = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}:8011"
-    wanted = set(docker("inspect", "-f", form, *stack.containers("preprocess")).split())
-    assert len(wanted) == 2
+    form = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+    hosts = docker("inspect", "-f", form, *stack.containers("preprocess")).split()
+    wanted = {f"{host}:{port}" for host in hosts for port in (8111, 8211)}
+    assert len(wanted) == 4
     until(lambda: all(preprocess_addresses(stack.trace(key)) for key in trace_ids))
     assert set().union(*(preprocess_addresses(stack.trace(key)) for key in trace_ids)) == wanted
 
 
 async def test_no_call_fails_when_a_container_is_killed_and_it_comes_back(stack: Stack) -> None:
     victim = stack.containers("preprocess")[0]
-    retries = stack.metric("mesh_stage_retries")
+    retries = sum(stack.metric("mesh_stage_retries"))
     labels: list[str] = []
 
     # So few at once that a slow machine answers each within its deadline by one replica.
@@ -299,9 +303,9 @@ async def test_no_call_fails_when_a_container_is_killed_and_it_comes_back(stack:
         await asyncio.gather(*calls)
     assert len(labels) == CALLS
     assert len(set(labels)) == 1
-    assert stack.metric("mesh_stage_retries") > retries, "the container died idle"
+    assert sum(stack.metric("mesh_stage_retries")) > retries, "the container died idle"
     until(lambda: docker("inspect", "-f", "{{.RestartCount}}", victim) == "1")
-    until(lambda: stack.metric("mesh_stage_replicas") == 2)
+    until(lambda: stack.metric("mesh_stage_replicas") == [4, 4])
 
 
 def test_log_has_no_traceback(stack: Stack) -> None:

@@ -37,7 +37,7 @@ async def test_no_call_fails_when_a_gpu_context_is_broken_for_real(
     warm = start_mesh(tmp_path / "warm", models=models, INFER_ENGINE_CACHE=cache, limit_s=300)
     assert stop_mesh(warm) == 0
     mesh = start_mesh(
-        tmp_path / "log", "--replicas", "infer=2", models=models, limit_s=300,
+        tmp_path / "log", "--workers", "infer=2", models=models, limit_s=300,
         INFER_ENGINE_CACHE=cache, INFER_FAULTS=faults, INFER_HANG_S="2",
     )  # fmt: skip
     try:

@@ -25,8 +25,9 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from gateway.scrape import Scrape
+from gateway.scrape import WORKER, Scrape
 from mesh.client import StageClient
+from mesh.families import metrics_method
 from mesh.host import Host
 from mesh.item import Handler, Reply, Request
 from mesh.server import Limits
@@ -293,6 +294,25 @@ async def test_names_in_the_query_leave_out_the_others(replicas: Replicas) -> No
 
 async def test_stage_without_addresses_has_nobody_to_ask(replicas: Replicas) -> None:
     found = await page(Scrape(busy(1), [StageClient(STAGE, "")], asyncio.get_running_loop()))
+    assert found.families["mesh_replica_up"].samples == []
+
+
+async def test_data_workers_are_told_by_their_number_whatever_labels_a_sample_has(
+    replicas: Replicas,
+) -> None:
+    registry = busy(2)
+    Gauge("replicas", "Of a stage", ["stage"], registry=registry).labels("mesh.v1.Infer").set(3)
+    host = Host(replicas.address())
+    host.add(WORKER, {"Metrics": metrics_method(WORKER, registry)})
+    await replicas._start(host)
+    at, dead = replicas.addresses[0], replicas.address()
+    loop = asyncio.get_running_loop()
+    found = await page(Scrape(busy(1), [], loop, workers={"0": at, "1": dead}))
+    assert found.value("done_total", model="m") == 1
+    assert found.value("done_total", model="m", worker="0") == 2
+    assert found.value("replicas", stage="mesh.v1.Infer", worker="0") == 3
+    assert found.value("mesh_gateway_worker_up", worker="0") == 1
+    assert found.value("mesh_gateway_worker_up", worker="1") == 0
     assert found.families["mesh_replica_up"].samples == []
 
 

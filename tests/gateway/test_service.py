@@ -18,7 +18,7 @@ from opentelemetry.trace import SpanKind
 from gateway.late_trace import LateTraces
 from gateway.runner import PipelineRunner
 from gateway.service import NAME, MeshService
-from gateway.trace_store import TraceStore
+from gateway.trace_store import TraceStore, trace_handler
 from mesh.client import StageClient
 from mesh.errors import DeadlineExceeded, InvalidInput, MeshError, NotFound, Refused
 from mesh.item import Reply, Request
@@ -97,7 +97,7 @@ async def running_gateway(
         spans = spans or Spans()
         tracing = Tracing(spans.tracer, spans.sampled, lambda _: spans.sampled, lambda: None)
         late = LateTraces(tracing, slow_s) if slow_s else None
-        service = MeshService(runner, spans.tracer, Limits(), store, late=late)
+        service = MeshService(runner, spans.tracer, Limits(), trace_handler(store), late=late)
         server = grpc.aio.server()
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(NAME, service.methods()),)
@@ -329,5 +329,5 @@ async def test_item_that_is_not_needed_any_more_does_not_change_the_error(
 def test_methods_are_those_of_the_proto(tmp_path: Path) -> None:
     root = repository(tmp_path, digits=PIPELINE)
     runner = PipelineRunner(root, FakeMesh.__new__(FakeMesh))  # type: ignore[arg-type]
-    methods = MeshService(runner, Spans().tracer, Limits(), None).methods()
+    methods = MeshService(runner, Spans().tracer, Limits(), trace_handler(None)).methods()
     assert methods.keys() == set(mesh_pb2.DESCRIPTOR.services_by_name["Mesh"].methods_by_name)

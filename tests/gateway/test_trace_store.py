@@ -1,9 +1,5 @@
 """The store keeps the newest traces, bounded, and finds the batches that a trace links to."""
 
-import sys
-import threading
-from collections.abc import Iterator
-
 import grpc
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
@@ -11,12 +7,18 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, TracesData
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
 from gateway import trace_store
-from gateway.trace_store import MAX_SPANS, MAX_TRACES, StoreExporter, TraceStore, trace_service
+from gateway.trace_store import (
+    MAX_SPANS,
+    MAX_TRACES,
+    TraceStore,
+    trace_handler,
+    trace_service,
+)
 from mesh.errors import InvalidInput, NotFound
+from mesh.item import Request
+from protos.mesh.v1 import mesh_pb2
 from tests.mesh.cli.test_trace_view import attribute
 
 
@@ -143,17 +145,6 @@ def test_id_may_be_in_capitals() -> None:
     assert store.get(span.trace_id.hex().upper())[0] == span.trace_id.hex()
 
 
-def test_spans_of_this_process_are_kept_as_they_end() -> None:
-    store = TraceStore()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(StoreExporter(store)))
-    tracer = provider.get_tracer("t")
-    with tracer.start_as_current_span("outer"), tracer.start_as_current_span("inner"):
-        pass
-    _, data = store.get("")
-    assert sorted(name for _, name in rows(data)) == ["inner", "outer"]
-
-
 async def test_other_processes_export_over_otlp() -> None:
     store = TraceStore()
     server = grpc.aio.server()
@@ -175,38 +166,16 @@ async def test_other_processes_export_over_otlp() -> None:
     assert rows(store.get("")[1]) == [("infer", "request")]
 
 
-@pytest.fixture
-def eager_threads() -> Iterator[None]:
-    """Let threads take turns as often as they can."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
-
-
-@pytest.mark.usefixtures("eager_threads")
-def test_export_of_this_process_comes_from_a_thread_and_disturbs_nobody() -> None:
+@pytest.mark.parametrize("stored", [True, False])
+async def test_get_trace_answers_from_the_store_or_says_where_traces_went(stored: bool) -> None:
     store = TraceStore()
     store.add([group("gateway", request_span(1))])
-    stop = threading.Event()
-
-    def export(first: int) -> None:
-        number = first
-        while not stop.is_set():
-            number += 2
-            store.add([group("infer", batch_span(number))])
-
-    threads = [threading.Thread(target=export, args=(first,)) for first in (10**6, 10**6 + 1)]
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in range(300):
-            try:
-                store.get("")
-            except NotFound:
-                store.add([group("gateway", request_span(1))])
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-    assert store._spans == sum(len(spans) for spans in store._traces.values())
+    handler = trace_handler(store if stored else None)
+    request = Request("GetTrace", mesh_pb2.GetTraceRequest().SerializeToString())
+    if not stored:
+        with pytest.raises(NotFound, match="sent to OTEL_EXPORTER_OTLP_ENDPOINT"):
+            await handler(request)
+        return
+    answer = mesh_pb2.GetTraceResponse.FromString((await handler(request)).payload)
+    assert answer.trace_id == key_of(1).hex()
+    assert rows(TracesData.FromString(answer.traces)) == [("gateway", "request")]

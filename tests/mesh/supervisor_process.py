@@ -2,13 +2,14 @@
 
 import asyncio
 import os
+import sys
 from pathlib import Path
 
 from mesh.supervisor import Supervisor
 
 
 async def _main() -> None:
-    supervisor = Supervisor(Path(), {}, os.environ, "127.0.0.1:1", print)
+    supervisor = Supervisor(Path(), {}, os.environ, sys.argv[1], print)
     supervisor.start()
     await asyncio.Event().wait()
 

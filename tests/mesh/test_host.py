@@ -221,3 +221,24 @@ def test_start_that_fails_ends_with_one_line(ending: str, tmp_path: Path) -> Non
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
     assert '"event": "cannot start"' in line
+
+
+@pytest.mark.parametrize("hangs", [False, True], ids=["drain_ends", "drain_hangs"])
+async def test_process_whose_parent_is_dead_does_not_wait_for_what_never_ends(
+    hangs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mesh.host.is_orphan", lambda: True)
+    monkeypatch.setattr("mesh.host.ORPHAN_S", 0.2)
+    found = Host(f"unix:{tmp_path}/x.sock")
+    await found.start()
+    ended = False
+
+    async def drain() -> None:
+        nonlocal ended
+        await asyncio.sleep(3600 if hangs else 0.02)
+        ended = True
+
+    async with asyncio.timeout(10):
+        await found.stop(drain, 3600)
+    assert ended is not hangs
+    assert not (tmp_path / "x.sock").exists()

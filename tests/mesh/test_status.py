@@ -1,6 +1,7 @@
 """Every error is the same type with the same text on the other side of a call."""
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,6 +25,7 @@ from mesh.item import Handler, Reply, Request
 from mesh.layers import errors
 from mesh.link import Link
 from mesh.status import code_of, from_rpc_error, from_status, public, to_status
+from mesh.sync_client import RETRIES, SERVICE
 from mesh.unary import unary_method
 from protos.mesh.v1.stage_pb2 import Status
 from tests.conftest import STAGE, eventually, running_replica
@@ -204,3 +206,26 @@ async def test_hint_when_to_come_back_crosses_the_wire() -> None:
     assert back.retry_s == 0.25
     assert to_status(Overloaded("full")).retry_ms == 0
     assert to_status(NotFound("no")).retry_ms == 0
+
+
+async def test_clients_own_policy_does_not_repeat_what_was_answered() -> None:
+    """The mesh has repeated what may be: a request that ends replicas must not go on to more."""
+    calls = 0
+
+    async def handler(request: Request) -> Reply:
+        nonlocal calls
+        calls += 1
+        raise StageUnavailable("three replicas went away")
+
+    server = grpc.aio.server()
+    methods = {"M": unary_method(errors(handler), "M")}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    options = [("grpc.service_config", json.dumps(RETRIES))]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options) as channel:
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{SERVICE}/M")
+        with pytest.raises(grpc.aio.AioRpcError, match="three replicas went away"):
+            await call(b"")
+    await server.stop(None)
+    assert calls == 1

@@ -4,29 +4,30 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from mesh.supervisor import Child, Supervisor, _die_with_parent
+from mesh.crew import Child
+from mesh.errors import SettingsError
+from mesh.supervisor import Supervisor
 from tests.conftest import eventually
+from tests.e2e.conftest import free_port
 
 ROOT = Path(__file__).parents[2]
-MODULES = ("preprocess_svc", "infer_svc", "postprocess_svc", "gateway")
+MODULES = ("preprocess_svc", "infer_svc", "postprocess_svc", "gateway.worker", "gateway.control")
 
 PROGRAM = """
 import json, os, signal, sys, time
 from pathlib import Path
 
-module = __spec__.name.partition(".")[0]
+module = __spec__.name.removesuffix(".__main__")
 box = Path(os.environ["BOX"])
 
 def end(*_):
@@ -53,10 +54,13 @@ class Box:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.gateway = f"127.0.0.1:{free_port()}"
         for module in MODULES:
-            (folder / module).mkdir()
-            (folder / module / "__init__.py").touch()
-            (folder / module / "__main__.py").write_text(PROGRAM)
+            package = folder / module.replace(".", "/")
+            package.mkdir(parents=True)
+            (package.parent / "__init__.py").touch()
+            (package / "__init__.py").touch()
+            (package / "__main__.py").write_text(PROGRAM)
 
     def tell(self, module: str, what: str) -> None:
         (self.folder / f"{module}.{what}").touch()
@@ -91,7 +95,7 @@ async def supervised(
     environment = {**os.environ, "BOX": str(box.folder)}
     report: Callable[[str], Any] = (reports if reports is not None else []).append
     models = box.folder / "models"
-    supervisor = Supervisor(models, replicas, environment, "127.0.0.1:1", report, tcp)
+    supervisor = Supervisor(models, replicas, environment, box.gateway, report, tcp)
     supervisor.start()
     try:
         yield supervisor
@@ -112,24 +116,24 @@ def named(supervisor: Supervisor, name: str) -> Child:
     return child
 
 
-async def all_began(box: Box, count: int = 4) -> None:
+async def all_began(box: Box, count: int = 5) -> None:
     await eventually(lambda: len(box.pids()) >= count, within_s=20)
 
 
 async def test_every_replica_gets_its_socket_and_the_gateway_gets_them_all(box: Box) -> None:
     async with supervised(box, preprocess=2) as supervisor:
-        await all_began(box, 5)
+        await all_began(box, 6)
         binds = {env["PREPROCESS_BIND"] for env in box.environments("preprocess_svc")}
-        (gateway,) = box.environments("gateway")
+        (gateway,) = box.environments("gateway.worker")
         assert len(binds) == 2
         assert set(gateway["GATEWAY_PREPROCESS"].split(",")) == binds
         (infer,) = box.environments("infer_svc")
         assert gateway["GATEWAY_INFER"] == infer["INFER_BIND"]
         assert infer["INFER_BIND"].startswith("unix:/")
         assert infer["INFER_MODELS"] == gateway["GATEWAY_MODELS"] == str(box.folder / "models")
-        assert gateway["GATEWAY_BIND"] == "127.0.0.1:1"
-        assert infer["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://127.0.0.1:1"
-        assert len(supervisor.children) == 5
+        assert gateway["GATEWAY_BIND"] == box.gateway
+        assert infer["OTEL_EXPORTER_OTLP_ENDPOINT"] == f"http://{box.gateway}"
+        assert len(supervisor.children) == 6
         sockets = Path(infer["INFER_BIND"].removeprefix("unix:")).parent
         assert sockets.is_dir()
     assert not sockets.exists()
@@ -137,8 +141,8 @@ async def test_every_replica_gets_its_socket_and_the_gateway_gets_them_all(box: 
 
 async def test_over_tcp_every_replica_has_a_port_and_no_memory_is_shared(box: Box) -> None:
     async with supervised(box, tcp=True, preprocess=2):
-        await all_began(box, 5)
-        (gateway,) = box.environments("gateway")
+        await all_began(box, 6)
+        (gateway,) = box.environments("gateway.worker")
         names = ("GATEWAY_PREPROCESS", "GATEWAY_INFER", "GATEWAY_POSTPROCESS")
         binds = ",".join(gateway[name] for name in names).split(",")
         assert len(set(binds)) == 4
@@ -164,26 +168,26 @@ async def test_process_that_is_killed_comes_back_and_the_others_stay(box: Box) -
         await all_began(box)
         (old,) = box.pids("infer_svc")
         os.kill(old, signal.SIGKILL)
-        await all_began(box, 5)
+        await all_began(box, 6)
         (new,) = set(box.pids("infer_svc")) - {old}
         assert alive(new)
-        assert [child.restarts for child in supervisor.children] == [0, 1, 0, 0]
+        assert [child.restarts for child in supervisor.children] == [0, 1, 0, 0, 0]
         assert reports == ["infer-0 ended with status -9; starts again"]
 
 
 async def test_process_that_ends_by_itself_comes_back(box: Box) -> None:
     async with supervised(box) as supervisor:
         await all_began(box)
-        (pid,) = box.pids("gateway")
+        (pid,) = box.pids("gateway.worker")
         os.kill(pid, signal.SIGTERM)
-        await all_began(box, 5)
-        assert named(supervisor, "gateway").restarts == 1
+        await all_began(box, 6)
+        assert named(supervisor, "gateway-0").restarts == 1
 
 
 async def test_process_that_keeps_dying_is_tried_less_and_less(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mesh.supervisor.BACKOFF_S", 0.05)
+    monkeypatch.setattr("mesh.crew.BACKOFF_S", 0.05)
     box.tell("infer_svc", "crash")
     moments: list[float] = []
     reports: list[str] = []
@@ -202,10 +206,10 @@ async def test_process_that_cannot_even_begin_is_tried_again(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when the machine has no memory or no process id left."""
-    monkeypatch.setattr("mesh.supervisor.BACKOFF_S", 0.05)
+    monkeypatch.setattr("mesh.crew.BACKOFF_S", 0.05)
     reports: list[str] = []
     with monkeypatch.context() as broken:
-        broken.setattr("mesh.supervisor.sys.executable", "/no/such/python")
+        broken.setattr("mesh.crew.sys.executable", "/no/such/python")
         async with supervised(box, reports):
             await eventually(lambda: len(reports) >= 8)
             broken.undo()
@@ -218,17 +222,50 @@ async def test_wrong_settings_end_it_with_a_message_and_are_not_tried_again(box:
     async with supervised(box) as supervisor:
         text = await asyncio.wait_for(asyncio.shield(supervisor.failed), 20)
         assert text == "postprocess-0 cannot start, its log line says why"
-        await all_began(box, 3)
+        await all_began(box, 4)
         assert named(supervisor, "postprocess-0").restarts == 0
 
 
-async def test_gateway_is_stopped_before_the_stages(box: Box) -> None:
+async def test_data_workers_are_stopped_before_the_stages_and_the_control_process_last(
+    box: Box,
+) -> None:
+    async with supervised(box, gateway=2):
+        await all_began(box, 6)
+    workers, (control,) = box.ends("gateway.worker"), box.ends("gateway.control")
+    stages = [moment for module in MODULES[:3] for moment in box.ends(module)]
+    assert (len(workers), len(stages)) == (2, 3)
+    assert max(workers) < min(stages)
+    assert max(stages) < control
+
+
+async def test_data_workers_and_the_control_process_find_each_other(box: Box) -> None:
+    async with supervised(box, gateway=2):
+        await all_began(box, 6)
+        found = box.environments("gateway.worker") + box.environments("gateway.control")
+        assert sorted(env.get("GATEWAY_WORKER", "") for env in found) == ["", "0", "1"]
+        assert {env["GATEWAY_WORKERS"] for env in found} == {"2"}
+        (sockets,) = {env["GATEWAY_SOCKETS"] for env in found}
+        (infer,) = box.environments("infer_svc")
+        assert infer["INFER_BIND"].startswith(f"unix:{sockets}/")
+
+
+async def test_processes_are_told_to_make_no_threads_of_their_own(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
     async with supervised(box):
         await all_began(box)
-    (gateway,) = box.ends("gateway")
-    stages = [moment for module in MODULES[:3] for moment in box.ends(module)]
-    assert len(stages) == 3
-    assert gateway < min(stages)
+        for module in MODULES:
+            (found,) = box.environments(module)
+            assert found["RAYON_NUM_THREADS"] == found["OPENBLAS_NUM_THREADS"] == "1"
+            assert found["OMP_NUM_THREADS"] == "3"
+
+
+async def test_second_mesh_at_the_same_port_is_an_error(box: Box) -> None:
+    async with supervised(box):
+        second = Supervisor(box.folder, {}, os.environ, box.gateway, print)
+        with pytest.raises(SettingsError, match=f"cannot listen at {box.gateway}: another program"):
+            second.start()
 
 
 async def test_process_that_does_not_stop_is_killed_after_its_grace(box: Box) -> None:
@@ -252,19 +289,11 @@ async def test_stop_in_the_middle_of_a_start_leaves_no_process(box: Box) -> None
 async def test_processes_die_with_a_supervisor_that_is_killed(box: Box) -> None:
     environment = {**os.environ, "BOX": str(box.folder), "PYTHONPATH": str(ROOT)}
     supervisor = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.mesh.supervisor_process", env=environment
+        sys.executable, "-m", "tests.mesh.supervisor_process", box.gateway, env=environment
     )
     await all_began(box)
     assert all(alive(pid) for pid in box.pids())
     supervisor.kill()
     await supervisor.wait()
     await eventually(lambda: not any(alive(pid) for pid in box.pids()))
-    assert len(box.pids()) == 4
-
-
-@pytest.mark.parametrize(("offset", "status"), [(0, 7), (1, 1)], ids=["its_own", "another"])
-def test_child_whose_parent_is_gone_before_it_begins_ends_itself(offset: int, status: int) -> None:
-    """Its parent may be process 1: in a container, the supervisor is."""
-    program = [sys.executable, "-S", "-c", "raise SystemExit(7)"]
-    preexec = partial(_die_with_parent, os.getpid() + offset)
-    assert subprocess.run(program, preexec_fn=preexec).returncode == status
+    assert len(box.pids()) == 5

@@ -130,16 +130,18 @@ class Target(_message.Message):
     def __init__(self, name: _Optional[str] = ..., parameters: _Optional[bytes] = ...) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("wire_version", "service", "version", "targets")
+    __slots__ = ("wire_version", "service", "version", "targets", "worker_ports")
     WIRE_VERSION_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
+    WORKER_PORTS_FIELD_NUMBER: _ClassVar[int]
     wire_version: int
     service: str
     version: str
     targets: _containers.RepeatedCompositeFieldContainer[TargetSpec]
-    def __init__(self, wire_version: _Optional[int] = ..., service: _Optional[str] = ..., version: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[TargetSpec, _Mapping]]] = ...) -> None: ...
+    worker_ports: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, wire_version: _Optional[int] = ..., service: _Optional[str] = ..., version: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[TargetSpec, _Mapping]]] = ..., worker_ports: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TargetSpec(_message.Message):
     __slots__ = ("name", "inputs", "outputs", "output_bytes", "status", "version")

@@ -1,0 +1,125 @@
+"""`python -m gateway.worker`: a data worker, that runs pipelines and keeps nothing."""
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+
+import grpc
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from prometheus_client import REGISTRY
+
+from gateway.forward import forward, forwarded_traces
+from gateway.late_trace import LateTraces
+from gateway.metrics import watch_stages
+from gateway.pipeline import Stages
+from gateway.runner import PipelineRunner
+from gateway.scrape import WORKER
+from gateway.service import NAME, MeshService
+from gateway.settings import GatewaySettings
+from mesh import log, telemetry
+from mesh.client import ClientLimits, StageClient
+from mesh.errors import MeshError, StageUnavailable
+from mesh.families import metrics_method
+from mesh.host import Host, run_process
+from mesh.process import wait_for_signal
+from mesh.server import Limits
+from mesh.settings import TelemetrySettings, load
+
+WARM_S = 2.0
+"""How long a data worker waits for its stages before it takes connections. Its siblings take them
+meanwhile; where no stage is there, callers are told so after this."""
+
+
+async def main() -> None:
+    """Wire settings, stage clients, pipelines and server together, and serve."""
+    log.configure("gateway", "INFO")
+    settings = load(GatewaySettings)
+    log.configure("gateway", settings.log_level)
+    otel = load(TelemetrySettings)
+    stored = settings.trace_store and not otel.exports
+    exporter = OTLPSpanExporter(settings.control, insecure=True, timeout=2) if stored else None
+    tracing = telemetry.configure("gateway", otel, exporter)
+    async with AsyncExitStack() as stack:
+        control = await stack.enter_async_context(grpc.aio.insecure_channel(settings.control))
+        stages = await _stages(stack, settings, tracing)
+        runner = PipelineRunner(settings.models, stages)
+        traces = forward(control, f"{NAME}/GetTrace")
+        slow_s = settings.slow_ms / 1e3
+        kept = otel.exports or stored
+        late = LateTraces(tracing, slow_s) if slow_s and kept and not otel.off else None
+        limits = Limits(settings.max_stream_items)
+        target_s = settings.target_ms / 1e3
+        service = MeshService(runner, tracing.tracer, limits, traces, target_s, late)
+        host = _public(settings)
+        host.add(NAME, service.methods())
+        if stored:
+            host.add(*forwarded_traces(control))
+        watch_stages(stages)
+        inside = Host(settings.inside(settings.worker))
+        inside.add(WORKER, {"Metrics": metrics_method(WORKER, REGISTRY)})
+        await inside.start()
+        await _warm_up(runner)
+        await host.start()
+        await _serve(runner, host)
+        await host.stop(lambda: service.streams.drain(settings.drain_s), settings.drain_s)
+        await inside.stop(_nothing, 0.0)
+    tracing.shutdown()
+
+
+async def _stages(
+    stack: AsyncExitStack, settings: GatewaySettings, tracing: telemetry.Tracing
+) -> Stages:
+    waiting = ClientLimits(max_waiting=settings.max_waiting)
+    return Stages(*[
+        await stack.enter_async_context(
+            StageClient(name, targets, limits=waiting, tracer=tracing.tracer)
+        )
+        for name, targets in settings.targets()
+    ])  # fmt: skip
+
+
+async def _nothing() -> None:
+    """Streams there are none."""
+
+
+def _public(settings: GatewaySettings) -> Host:
+    size = settings.max_request_mbytes * 1024**2
+    return Host(settings.bind, (
+        ("grpc.max_receive_message_length", size), ("grpc.max_send_message_length", size),
+        ("grpc.so_reuseport", 1),  # among siblings: who starts them holds the port
+    ))  # fmt: skip
+
+
+async def _warm_up(runner: PipelineRunner) -> None:
+    """Wait until each pipeline is served or refused: whoever connects then is answered."""
+    end = time.monotonic() + WARM_S
+    while time.monotonic() < end:
+        await runner.check()
+        if all(_is_settled(runner, name) for name in runner.names()):
+            return
+        await asyncio.sleep(0.02)
+
+
+def _is_settled(runner: PipelineRunner, name: str) -> bool:
+    try:
+        runner.find(name)
+    except StageUnavailable:
+        return False
+    except MeshError:
+        return True
+    return True
+
+
+async def _serve(runner: PipelineRunner, host: Host) -> None:
+    """Watch pipelines until a signal comes."""
+    watch = asyncio.create_task(runner.watch(host))
+    signalled = asyncio.create_task(wait_for_signal())
+    # The watch never ends by itself: its error must end the process, not leave a stale health.
+    await asyncio.wait({watch, signalled}, return_when=asyncio.FIRST_COMPLETED)
+    if watch.done():
+        watch.result()
+    watch.cancel()
+
+
+if __name__ == "__main__":
+    run_process(main)
