@@ -11,7 +11,7 @@ from mesh import log
 from mesh.cores import workers
 from mesh.directory import Directory
 from mesh.errors import SettingsError
-from mesh.host import Host, run_process, serve_metrics
+from mesh.host import Host, no_streams, run_process, serve_metrics
 from mesh.layers import errors, logging_failures, stack
 from mesh.process import wait_for_signal
 from mesh.settings import TelemetrySettings, load
@@ -50,11 +50,7 @@ async def main() -> None:
     await wait_for_signal()
     for watch in watches:
         watch.cancel()
-    await host.stop(_nothing, 1.0)
-
-
-async def _nothing() -> None:
-    """Streams there are none."""
+    await host.stop(no_streams, 1.0)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from mesh import log, telemetry
 from mesh.client import ClientLimits, StageClient
 from mesh.errors import MeshError, StageUnavailable
 from mesh.families import metrics_method
-from mesh.host import Host, run_process
+from mesh.host import Host, no_streams, run_process
 from mesh.process import wait_for_signal
 from mesh.server import Limits
 from mesh.settings import TelemetrySettings, load
@@ -62,7 +62,7 @@ async def main() -> None:
         await host.start()
         await _serve(runner, host)
         await host.stop(lambda: service.streams.drain(settings.drain_s), settings.drain_s)
-        await inside.stop(_nothing, 0.0)
+        await inside.stop(no_streams, 0.0)
     tracing.shutdown()
 
 
@@ -76,10 +76,6 @@ async def _stages(
         )
         for name, targets in settings.targets()
     ])  # fmt: skip
-
-
-async def _nothing() -> None:
-    """Streams there are none."""
 
 
 def _public(settings: GatewaySettings) -> Host:

@@ -128,6 +128,10 @@ class Host:
         log.info("stopped")
 
 
+async def no_streams() -> None:
+    """Drain a server that has no streams, for `Host.stop`."""
+
+
 def run_process(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a service's main coroutine on uvloop; a known error ends with one line and status 2."""
     tune()

@@ -1,13 +1,11 @@
 """The processes of a mesh on one machine: which there are, and how they find each other."""
 
-import socket
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 
 from mesh.crew import GRACE_S, Child, Crew
-from mesh.port import PortHold
+from mesh.port import PortHold, free_ports
 from mesh.process import SOCKETS
 
 STAGES = ("preprocess", "infer", "postprocess")
@@ -92,21 +90,12 @@ class Supervisor:
     def _binds(self, workers: Mapping[str, int]) -> dict[str, list[str]]:
         names = {stage: range(workers.get(stage, 1)) for stage in STAGES}
         if self._tcp:
-            ports = iter(_free_ports(sum(map(len, names.values()))))
+            ports = iter(free_ports(sum(map(len, names.values()))))
             return {stage: [f"127.0.0.1:{next(ports)}" for _ in names[stage]] for stage in STAGES}
         folder = self._sockets.name
         return {
             stage: [f"unix:{folder}/{stage}-{i}.sock" for i in names[stage]] for stage in STAGES
         }
-
-
-def _free_ports(count: int) -> list[int]:
-    """Return distinct ports at which nobody listens."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 def gateway_children(count: int, sockets: Path, environment: Mapping[str, str]) -> list[Child]:

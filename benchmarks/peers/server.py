@@ -18,14 +18,6 @@ class ServerFailed(Exception):
     """A server did not start; the text has the end of its log."""
 
 
-def free_port() -> int:
-    """Return a port of 127.0.0.1 at which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @contextmanager
 def running(
     command: list[str], environment: Mapping[str, str], log: Path, ready: Callable[[], bool]

@@ -13,9 +13,10 @@ import onnx
 from benchmarks.bench_model import bench_model, write_repository
 from benchmarks.inputs import pictures, texts, write_inputs
 from benchmarks.peers import triton
-from benchmarks.peers.server import ROOT, free_port, listens, running
+from benchmarks.peers.server import ROOT, listens, running
 from benchmarks.peers.venvs import CLIENT, FASTAPI, LITSERVE, TRITON, Venv
 from mesh.cli.up import wait_ready
+from mesh.port import free_ports
 
 PREPROCESS_REPLICAS = 2
 READY_S = 0.5
@@ -114,7 +115,7 @@ class System:
         """
         if self.start is None:
             raise ValueError(f"{self.name} is a loop inside one process, wanted a server")
-        port = free_port()
+        port = free_ports(1)[0]
         start = self.start(place, port, self.name)
         ready = start.ready or (lambda: listens(port))
         with running(start.command, start.environment, place.log(self.name), ready) as pid:

@@ -3,13 +3,13 @@
 import argparse
 import asyncio
 import os
-import socket
 import sys
 from pathlib import Path
 
 from mesh.cli.options import Commands, say
 from mesh.cli.up import wait_ready
 from mesh.errors import MeshError, StageUnavailable
+from mesh.port import free_ports
 from mesh.supervisor import Supervisor
 
 START_S = 90
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _demo(models: Path, save: Path) -> int:
-    gateway = f"127.0.0.1:{_free_port()}"
+    gateway = f"127.0.0.1:{free_ports(1)[0]}"
     environment = {**os.environ, "GATEWAY_METRICS_PORT": "0"}  # noqa: TID251 passed on
     supervisor = Supervisor(models, {}, environment, gateway, say)
     supervisor.start()
@@ -66,10 +66,3 @@ async def _ask(command: list[str], gateway: str) -> None:
     )
     if await process.wait() != 0:
         raise StageUnavailable(f"trtmesh {command[0]} failed")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

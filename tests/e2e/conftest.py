@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from mesh.port import free_ports
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -24,10 +25,7 @@ ONE_EACH = {f"{name}_WORKERS": "1" for name in ("GATEWAY", "PREPROCESS", "POSTPR
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return free_ports(1)[0]
 
 
 @dataclass

@@ -6,7 +6,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.peers.server import ServerFailed, free_port, listens, running
+from benchmarks.peers.server import ServerFailed, listens, running
+from mesh.port import free_ports
 
 SERVER = """
 import http.server, subprocess, sys
@@ -18,7 +19,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), http.server.SimpleHTTPRe
 
 
 def test_server_runs_for_the_body_and_its_children_end_with_it(tmp_path: Path) -> None:
-    port, log = free_port(), tmp_path / "logs/server.log"
+    port, log = free_ports(1)[0], tmp_path / "logs/server.log"
     command = [sys.executable, "-c", SERVER, str(port)]
     with running(command, {}, log, lambda: listens(port)) as pid:
         assert listens(port)
