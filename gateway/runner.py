@@ -134,18 +134,31 @@ class PipelineRunner:
     async def watch(self, host: Host) -> None:
         """Check pipelines and tell their health, overall and each by name, until cancelled."""
         checked: list[Link] = []
-        for tick in itertools.count():
-            replicas = [link for client in self._stages.all() for link in client.replicas]
-            unserved = len(self._served) < len(self._configs)
-            if replicas != checked or (unserved and tick % RETRY_EVERY == 0):
-                checked = replicas
-                await self.check()
-            ready = {name: self.is_ready(name) for name in self._configs}
-            for name, serving in ready.items():
-                host.set_health(name, serving)
-            # A refused pipeline is told by name; it does not take the others out of service.
-            host.set_health("", all(ready[name] for name in self._served) and any(ready.values()))
-            await asyncio.sleep(HEALTH_EVERY_S)
+        checking: asyncio.Task[None] | None = None
+        try:
+            for tick in itertools.count():
+                replicas = [link for client in self._stages.all() for link in client.replicas]
+                unserved = len(self._served) < len(self._configs)
+                due = replicas != checked or (unserved and tick % RETRY_EVERY == 0)
+                if checking is not None and checking.done():
+                    checking.result()
+                    checking = None
+                if due and checking is None:
+                    checked = replicas
+                    # Health does not wait for it: a stage may take seconds to load a file.
+                    checking = asyncio.create_task(self.check())
+                self._tell(host)
+                await asyncio.sleep(HEALTH_EVERY_S)
+        finally:
+            if checking is not None:
+                checking.cancel()
+
+    def _tell(self, host: Host) -> None:
+        ready = {name: self.is_ready(name) for name in self._configs}
+        for name, serving in ready.items():
+            host.set_health(name, serving)
+        # A refused pipeline is told by name; it does not take the others out of service.
+        host.set_health("", all(ready[name] for name in self._served) and any(ready.values()))
 
     async def check(self) -> None:
         """Compare every pipeline with its stages, and serve or refuse it."""

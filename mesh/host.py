@@ -1,6 +1,7 @@
 """One gRPC server process: bind, health, reflection, signals, drain."""
 
 import asyncio
+import faulthandler
 import logging
 import os
 import socket
@@ -133,7 +134,11 @@ async def no_streams() -> None:
 
 
 def run_process(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a service's main coroutine on uvloop; a known error ends with one line and status 2."""
+    """Run a service's main coroutine on uvloop; a known error ends with one line and status 2.
+
+    A crash of native code writes the stack of every Python thread to stderr.
+    """
+    faulthandler.enable()
     tune()
     try:
         uvloop.run(main())

@@ -26,6 +26,8 @@ HAND_BACK_WAITING = 4
 with a queue, what counts is throughput, and eight replies in one message cost little more than one,
 here and in every stage that follows."""
 
+OpKey = tuple[str, bytes]
+"""Name and parameters."""
 Job = tuple[Request, asyncio.Future[Reply]]
 Result = tuple[asyncio.Future[Reply], Reply | BaseException]
 
@@ -43,7 +45,8 @@ class OpHost:
     def __init__(self, table: Mapping[str, type[Op]], root: Path, threads: int) -> None:
         self._table = table
         self._root = root
-        self._ops: OrderedDict[tuple[str, bytes], Op] = OrderedDict()
+        self._ops: OrderedDict[OpKey, Op] = OrderedDict()
+        self._making: dict[OpKey, threading.Lock] = {}
         self._ops_lock = threading.Lock()
         self._queue: FairQueue[Job] = FairQueue()
         self._ready = threading.Condition()
@@ -107,13 +110,31 @@ class OpHost:
 
     def _op(self, name: str, parameters: bytes) -> Op:
         key = (name, parameters)
+        if (op := self._kept(key)) is not None:
+            return op
+        with self._ops_lock:
+            making = self._making.setdefault(key, threading.Lock())
+        # Others go on meanwhile: the first tokenizer of a process takes seconds.
+        with making:
+            if (op := self._kept(key)) is not None:
+                return op
+            try:
+                op = make_op(self._table, name, parameters, self._root)
+                self._keep(key, op)
+                return op
+            finally:
+                self._making.pop(key, None)
+
+    def _keep(self, key: OpKey, op: Op) -> None:
+        with self._ops_lock:
+            self._ops[key] = op
+            if len(self._ops) > MAX_OPS:
+                self._ops.popitem(last=False)
+
+    def _kept(self, key: OpKey) -> Op | None:
         with self._ops_lock:
             op = self._ops.get(key)
-            if op is None:
-                op = self._ops[key] = make_op(self._table, name, parameters, self._root)
-                if len(self._ops) > MAX_OPS:
-                    self._ops.popitem(last=False)
-            else:
+            if op is not None:
                 self._ops.move_to_end(key)
             return op
 

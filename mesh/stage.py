@@ -1,5 +1,6 @@
 """What the processes of the three stages have in common: their methods and their life cycle."""
 
+import asyncio
 import faulthandler
 import os
 from collections.abc import Awaitable, Callable, Iterable
@@ -41,7 +42,7 @@ class Stage:
         name: full name of the service, as `mesh.v1.Infer`.
         settings: where it listens and how long it drains.
         handler: does the work of one item.
-        describe: tells what targets take and make.
+        describe: tells what targets take and make; in a thread, as it may load files for seconds.
         tracing: of the process.
         limits: bounds of the replica.
         lender: of shared memory for the clients' items.
@@ -112,10 +113,11 @@ class Stage:
         return unary_method(stack(handler, layers), name)
 
     async def _on_describe(self, request: Request) -> Reply:
+        targets = DescribeRequest.FromString(request.payload).targets
         response = DescribeResponse(
             wire_version=mesh.WIRE_VERSION,
             service=self._name,
             version=mesh.__version__,
-            targets=self._describe(DescribeRequest.FromString(request.payload).targets),
+            targets=await asyncio.to_thread(self._describe, targets),
         )
         return Reply(response.SerializeToString())

@@ -1,5 +1,6 @@
 """Small stages that run in the test's process: they answer `Describe` and `Run` over real gRPC."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -69,6 +70,9 @@ class FakeStage:
         self.described: list[Target] = []
         self.failure: MeshError | None = None
         """Raised by `Describe` while it is set."""
+        self.opened = asyncio.Event()
+        """`Describe` waits for it."""
+        self.opened.set()
         self.silent = False
         """`Describe` answers without the targets that it was asked for."""
         self.wire_version = WIRE_VERSION
@@ -101,6 +105,7 @@ class FakeStage:
 
     async def _describe(self, request: DescribeRequest, context: Context) -> DescribeResponse:
         self.described.extend(request.targets)
+        await self.opened.wait()
         if self.failure is not None:
             await abort(context, self.failure)
         asked = [] if self.silent else request.targets

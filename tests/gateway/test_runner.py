@@ -383,6 +383,20 @@ async def test_health_of_a_stage_that_is_gone_is_told_at_once(index: int, tmp_pa
             await eventually(lambda: health == {"": False, "digits": False}, within_s=3)
 
 
+async def test_health_is_told_while_a_stage_takes_long_to_describe(tmp_path: Path) -> None:
+    async with running_mesh() as mesh:
+        runner = PipelineRunner(repository(tmp_path, digits=PIPELINE), mesh.stages)
+        mesh.preprocess.opened.clear()
+        async with watched(runner) as health:
+            await eventually(lambda: health == {"": False, "digits": False})
+            await eventually(lambda: bool(mesh.preprocess.described))
+            mesh.preprocess.opened.set()
+            await eventually(lambda: health == {"": True, "digits": True})
+            mesh.preprocess.opened.clear()
+            await mesh.infer.kill()
+            await eventually(lambda: health == {"": False, "digits": False}, within_s=3)
+
+
 async def test_broken_file_is_refused_even_while_no_stage_is_there(tmp_path: Path) -> None:
     async with running_mesh() as mesh:
         for fake in mesh.fakes:

@@ -14,11 +14,12 @@ import pytest
 from mesh.errors import DeadlineExceeded, InvalidInput, MeshError, NotFound
 from mesh.item import Reply, Request
 from mesh.layers import errors
+from mesh.op import Op
 from mesh.op_host import HAND_BACK, MAX_OPS, OpHost
 from mesh.tensor import Array, pack, unpack
 from protos.mesh.v1.stage_pb2 import Target
 from tests.conftest import eventually
-from tests.mesh.ops import OPS, Gate, X
+from tests.mesh.ops import OPS, Gate, Scale, X
 
 
 @pytest.fixture
@@ -203,6 +204,30 @@ async def test_op_that_cannot_be_made_is_not_kept(host: OpHost) -> None:
         with pytest.raises(InvalidInput):
             await host(Request("scale", request("scale").payload, b'{"x": 1}'))
     assert not host._ops
+
+
+async def test_op_that_takes_long_to_make_holds_up_no_other_and_is_made_once(
+    tmp_path: Path,
+) -> None:
+    made, go = threading.Semaphore(0), threading.Event()
+
+    def make(table: object, name: str, *_: object) -> Op:
+        made.release()
+        assert name == "scale" or go.wait(10)
+        return Scale()
+
+    with OpHost(OPS, tmp_path, 2) as host, patch("mesh.op_host.make_op", make):
+        slow = [
+            asyncio.create_task(asyncio.to_thread(host.describe, [Target(name="gate")]))
+            for _ in range(3)
+        ]
+        assert await asyncio.to_thread(made.acquire, True, 10)
+        assert (await asyncio.wait_for(host(request("scale")), 5)).payload
+        assert not any(task.done() for task in slow)
+        go.set()
+        await asyncio.gather(*slow)
+        assert made.acquire(blocking=False)  # of scale
+        assert not made.acquire(blocking=False)
 
 
 async def test_threads_run_side_by_side_and_end(tmp_path: Path) -> None:
