@@ -1,9 +1,10 @@
-"""What a lane runs batches with on a GPU: buffers, a stream, an execution context per profile."""
+"""What a lane runs batches with on a GPU: buffers, a stream, an execution context per shape."""
 
 import logging
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,29 @@ RunKey = tuple[int, tuple[tuple[int, ...], ...]]
 """A profile and the shapes of the inputs in their order."""
 
 
+WARM_RUNS = 2
+"""Of each shape: kernels are compiled in the first, a graph may be captured in the second."""
+
+
+@dataclass(eq=False)
+class ShapedRun:
+    """One shape that batches are padded to, and the execution context that runs nothing else.
+
+    A context that changes its shape makes its graph anew, which takes milliseconds, and a graph
+    captured of it may be run no more.
+    """
+
+    context: Any
+    config: Any
+    """Lives as long as the context."""
+    made: ShapeOf
+    """Shapes of the outputs."""
+    graph: int = 0
+    """That was captured of it; 0: none."""
+
+
 class TensorRTContext:
-    """Buffers, a stream, and an execution context for each profile. One run at a time.
+    """Buffers, a stream, and an execution context for each shape. One run at a time.
 
     Everything is allocated here, for the largest shapes; a run allocates and frees nothing.
 
@@ -64,9 +86,7 @@ class TensorRTContext:
             }
             for index in range(engine.num_optimization_profiles)
         ]
-        self._contexts: list[tuple[Any, Any]] = []
-        self._graphs: dict[RunKey, int] = {}
-        self._made: dict[RunKey, ShapeOf] = {}
+        self._runs: dict[RunKey, ShapedRun] = {}
         self._buffers: dict[str, Buffer] = {}
         self._block: Block | None = None
         self._stream: Any = Stream(gpu.driver)
@@ -126,39 +146,61 @@ class TensorRTContext:
         self._block = self._stream = None
 
     def _open(self) -> None:
+        self._faults.at("context")
         # Contexts of one lane never run at the same time: one block of memory is enough for all.
-        if len(self._limits) > 1 and self._block is None:
+        if self._block is None:
             self._block = Block(self._gpu, self._api.memory_bytes(self._engine))
-        for index in range(len(self._limits)):
-            self._faults.at("context")
-            context, config = self._api.context(
-                self._engine, self._cache, kernels=self._kernels, graphs=self._graphs_wanted,
-                memory=(self._block.address, self._block.size) if self._block else None,
-            )  # fmt: skip
-            self._gpu.count(contexts=1)
-            self._contexts.append((context, config))
-            if index and not context.set_optimization_profile_async(index, self._stream.handle):
-                raise EngineError(f"profile {index} cannot be chosen: {self._api.lines.text()}")
-            self._stream.wait()
+        shapes = [
+            (index, shapes)
+            for index, limits in enumerate(self._limits)
+            for shapes in self._ladder(limits)
+        ]
+        for index, inputs in shapes:
+            self._runs[_key(index, inputs)] = self._make_run(index, inputs, self._block)
         if not self._buffers:
             self._allocate()
-        for context, _ in self._contexts:
+        for context in [run.context for run in self._runs.values()]:
             for name, buffer in self._buffers.items():
                 context.set_tensor_address(name, buffer.address)
-        for index in range(len(self._limits)):
-            self._warm_up(index)
+        for index, inputs in shapes:
+            self._warm_up(index, inputs)
+
+    def _ladder(self, limits: ShapeOf) -> Iterator[ShapeOf]:
+        """Yield the inputs' shapes that batches of a profile are padded to."""
+        rows = max(
+            (limits[t.name][0] for t in self._inputs if t.shape and t.shape[0] == -1), default=1
+        )
+        for count in rungs(rows):
+            yield {
+                tensor.name: _sizes(tensor, limits[tensor.name], count) for tensor in self._inputs
+            }
+
+    def _make_run(self, index: int, shapes: ShapeOf, block: Block) -> ShapedRun:
+        context, config = self._api.context(
+            self._engine, self._cache, kernels=self._kernels, graphs=self._graphs_wanted,
+            memory=(block.address, block.size),
+        )  # fmt: skip
+        self._gpu.count(contexts=1)
+        if index and not context.set_optimization_profile_async(index, self._stream.handle):
+            raise EngineError(f"profile {index} cannot be chosen: {self._api.lines.text()}")
+        self._stream.wait()
+        for name, shape in shapes.items():
+            if not context.set_input_shape(name, shape):
+                raise EngineError(f"input {name!r} cannot have the shape {list(shape)}")
+        made = {
+            tensor.name: tuple(context.get_tensor_shape(tensor.name)) for tensor in self._outputs
+        }
+        return ShapedRun(context, config, made)
 
     def _end_contexts(self) -> None:
-        for graph in self._graphs.values():
-            self._gpu.library.destroy(graph)
-        self._graphs.clear()
-        self._made.clear()
-        self._gpu.count(contexts=-len(self._contexts))
-        while self._contexts:
+        self._gpu.count(contexts=-len(self._runs))
+        while self._runs:
+            _, run = self._runs.popitem()
+            if run.graph:
+                self._gpu.library.destroy(run.graph)
             # In this order: a context uses its config until it ends.
-            context, config = self._contexts.pop()
-            del context
-            del config
+            run.context = None
+            run.config = None
 
     def _run(self, parts: Sequence[Tensors], faults: Faults) -> Tensors:
         given = {
@@ -168,6 +210,7 @@ class TensorRTContext:
             for name, array in parts[0].items()
         }
         index, shapes = fit(given, self._declared, self._limits)
+        run = self._runs[_key(index, shapes)]
         stream = self._stream
         faults.at("h2d")
         stream.mark(0)
@@ -175,11 +218,11 @@ class TensorRTContext:
             self._upload(tensor.name, shapes[tensor.name], [part[tensor.name] for part in parts])
         stream.mark(1)
         faults.at("enqueue")
-        made = self._enqueue(index, shapes)
+        self._enqueue(run)
         stream.mark(2)
         for tensor in self._outputs:
             buffer = self._buffers[tensor.name]
-            buffer.download(math.prod(made[tensor.name]) * buffer.item_bytes, stream.handle)
+            buffer.download(math.prod(run.made[tensor.name]) * buffer.item_bytes, stream.handle)
         for seam in ("stall", "memory", "device", "sync"):
             faults.at(seam)
         for kernel in KERNELS:
@@ -187,7 +230,7 @@ class TensorRTContext:
                 launch(self._gpu.driver, kernel, stream)
         stream.wait()
         self._note(given, shapes)
-        return self._results(given, shapes, made)
+        return self._results(given, shapes, run.made)
 
     def _upload(self, name: str, shape: tuple[int, ...], arrays: Sequence[Array]) -> None:
         """Queue the copy of an input; rows that the GPU can read where they are, from there."""
@@ -203,25 +246,12 @@ class TensorRTContext:
         _fill(view, arrays)
         buffer.upload(view.nbytes, stream)
 
-    def _enqueue(self, index: int, shapes: Shapes) -> ShapeOf:
-        """Queue the engine's run, as a graph where one was captured; return the outputs' shapes."""
-        key = (index, tuple(shapes.values()))
-        graph = self._graphs.get(key)
-        if graph is not None:
-            self._gpu.library.launch(graph, self._stream.handle)
-            return self._made[key]
-        context, _ = self._contexts[index]
-        for name, shape in shapes.items():
-            if not context.set_input_shape(name, shape):
-                raise EngineError(f"input {name!r} cannot have the shape {list(shape)}")
-        self._execute(context)
-        made = self._made.get(key)
-        if made is None:
-            made = self._made[key] = {
-                tensor.name: tuple(context.get_tensor_shape(tensor.name))
-                for tensor in self._outputs
-            }
-        return made
+    def _enqueue(self, run: ShapedRun) -> None:
+        """Queue the engine's run, as a graph where one was captured."""
+        if run.graph:
+            self._gpu.library.launch(run.graph, self._stream.handle)
+        else:
+            self._execute(run.context)
 
     def _execute(self, context: Any) -> None:
         if not context.execute_async_v3(self._stream.handle):
@@ -260,41 +290,32 @@ class TensorRTContext:
 
     def _allocate(self) -> None:
         largest = dict.fromkeys((tensor.name for tensor in (*self._inputs, *self._outputs)), 0)
-        for (context, _), limits in zip(self._contexts, self._limits, strict=True):
-            for name, shape in limits.items():
-                context.set_input_shape(name, shape)
-            for name in largest:
-                size = math.prod(context.get_tensor_shape(name))
-                largest[name] = max(largest[name], size)
+        for (_, shapes), run in self._runs.items():
+            inputs = zip((tensor.name for tensor in self._inputs), shapes, strict=True)
+            for name, shape in (*inputs, *run.made.items()):
+                largest[name] = max(largest[name], math.prod(shape))
         self._buffers.update(
             (tensor.name, Buffer(self._gpu, largest[tensor.name], np.dtype(tensor.dtype)))
             for tensor in (*self._inputs, *self._outputs)
         )
 
-    def _warm_up(self, index: int) -> None:
-        """Run each batch size of a profile once: the first run of a shape takes up to a second."""
-        limits = self._limits[index]
-        rows = max(
-            (limits[t.name][0] for t in self._inputs if t.shape and t.shape[0] == -1), default=1
-        )
-        for count in rungs(rows):
-            inputs = {
-                tensor.name: np.zeros(_sizes(tensor, limits[tensor.name], count), tensor.dtype)
-                for tensor in self._inputs
-            }
+    def _warm_up(self, index: int, shapes: ShapeOf) -> None:
+        """Run a shape: the first run of one takes up to a second."""
+        inputs = {
+            tensor.name: np.zeros(shapes[tensor.name], tensor.dtype) for tensor in self._inputs
+        }
+        for _ in range(WARM_RUNS):
             self._run([inputs], NO_FAULTS)
-            if self._graphs_wanted and not self._api.captures_graphs:
-                self._capture(index, {name: array.shape for name, array in inputs.items()})
+        if self._graphs_wanted and not self._api.captures_graphs:
+            self._capture(self._runs[_key(index, shapes)], shapes)
 
-    def _capture(self, index: int, shapes: ShapeOf) -> None:
+    def _capture(self, run: ShapedRun, shapes: ShapeOf) -> None:
         """Record a run that was just made as a graph: one launch, where the flavour has no own."""
         library, stream = self._gpu.library, self._stream.handle
-        context, _ = self._contexts[index]
-        key = index, tuple(shapes.values())
         try:
             library.begin_capture(stream)
             try:
-                self._execute(context)
+                self._execute(run.context)
             finally:
                 graph = library.end_capture(stream)
         except DeviceLost:
@@ -302,7 +323,11 @@ class TensorRTContext:
         except EngineError as err:  # a layer may do what no graph can; the engine runs without
             log.warning("no graph", extra={"shapes": str(shapes), "error": str(err)})
             return
-        self._graphs[key] = graph
+        run.graph = graph
+
+
+def _key(index: int, shapes: Shapes) -> RunKey:
+    return index, tuple(shapes.values())
 
 
 def _sizes(tensor: Tensor, limits: tuple[int, ...], rows: int) -> tuple[int, ...]:

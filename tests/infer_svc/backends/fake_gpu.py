@@ -233,6 +233,8 @@ class FakeExecution:
         self._engine = engine
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
+        self.asked: list[tuple[str, tuple[int, ...]]] = []
+        """Each shape that was set."""
         self.profile = 0
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
@@ -246,6 +248,7 @@ class FakeExecution:
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         least, _, largest = self._engine.get_tensor_profile_shape(name, self.profile)
         self._shapes[name] = shape
+        self.asked.append((name, shape))
         sizes = zip(least, shape, largest, strict=True)
         return all(low <= size <= high for low, size, high in sizes)
 

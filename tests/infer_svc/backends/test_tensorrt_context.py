@@ -2,6 +2,7 @@
 
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,11 +23,19 @@ from infer_svc.golden import difference
 from mesh.errors import EngineError, InvalidInput
 from mesh.tensor import Tensors
 from tests.infer_svc import graphs
-from tests.infer_svc.backends.fake_gpu import FakeApi, FakeDriver, FakeLibcuda, fake_device
+from tests.infer_svc.backends.fake_gpu import (
+    FakeApi,
+    FakeDriver,
+    FakeExecution,
+    FakeLibcuda,
+    fake_device,
+)
 from tests.infer_svc.backends.test_tensorrt import batch
 from tests.infer_svc.graphs import write_model
 
 LENGTHS = (16, 32, 64)
+SHAPES = 4 * len(LENGTHS)
+"""That an engine runs for up to 8 rows of these lengths: 1, 2, 4 or 8 rows."""
 
 
 @dataclass
@@ -204,7 +213,7 @@ def test_rebuilding_keeps_buffers_and_gives_the_same_answers(models: Path, captu
 def test_closing_gives_everything_back(models: Path) -> None:
     rig = make(models, "language")
     contexts = [rig.open() for _ in range(3)]
-    assert rig.gpu.usage.contexts == 3 * len(LENGTHS)
+    assert rig.gpu.usage.contexts == 3 * SHAPES
     assert rig.gpu.usage.device_bytes > 0
     for context in contexts:
         context.close()
@@ -386,16 +395,16 @@ def test_contexts_are_made_as_the_settings_say(
     api: Any = FakeApi(8, LENGTHS, captures_graphs=False)
     machine = Machine(graphs=graphs, kernels=kernels)
     TensorRTEngine(api, gpu, plan_of(models, "digits-classify"), machine).open()
-    assert api.asked == [(kernels, graphs)]
+    assert api.asked == [(kernels, graphs)] * 4  # for 1, 2, 4 and 8 rows
     assert bool(library.graphs) is graphs
 
 
 def test_contexts_of_one_lane_share_a_block_of_memory_and_lanes_do_not(models: Path) -> None:
     rig = make(models, "language")
     first, second = rig.open(), rig.open()
-    assert [size for _, size in filter(None, rig.api.memory)] == [4096] * 2 * len(LENGTHS)
+    assert [size for _, size in filter(None, rig.api.memory)] == [4096] * 2 * SHAPES
     blocks = [address for address, _ in filter(None, rig.api.memory)]
-    assert len(set(blocks[: len(LENGTHS)])) == len(set(blocks[len(LENGTHS) :])) == 1
+    assert len(set(blocks[:SHAPES])) == len(set(blocks[SHAPES:])) == 1
     assert len(set(blocks)) == 2
     first.rebuild()
     assert (blocks[0], 4096) == rig.api.memory[-1]
@@ -404,10 +413,27 @@ def test_contexts_of_one_lane_share_a_block_of_memory_and_lanes_do_not(models: P
     assert rig.gpu.usage.device_bytes == 0
 
 
-def test_context_that_is_alone_in_its_lane_has_memory_of_its_own(models: Path) -> None:
-    rig = make(models, "digits-classify")
-    rig.open()
-    assert rig.api.memory == [None]
+def test_each_shape_has_a_context_that_runs_no_other(models: Path, captures: bool) -> None:
+    rig = make(models, "language", captures=captures)
+    made: list[FakeExecution] = []
+    opened = FakeApi.context
+
+    def note(*args: Any, **options: Any) -> Any:
+        context, config = opened(rig.api, *args, **options)
+        made.append(context)
+        return context, config
+
+    vars(rig.api)["context"] = note
+    lane = rig.open()
+    shapes = [dict(context.asked) for context in made]
+    assert sorted(shape["input_ids"] for shape in shapes) == [
+        (rows, length) for rows in (1, 2, 4, 8) for length in LENGTHS
+    ]
+    for rows, length in ((3, 20), (8, 64), (1, 5), (3, 20)):
+        inputs = batch("language", rows, length)
+        same(lane.run([inputs]), reference(models, "language", inputs))
+    assert [dict(context.asked) for context in made] == shapes
+    assert {count for context in made for count in Counter(context.asked).values()} == {1}
 
 
 @pytest.mark.parametrize("contexts", [0, 1, 2], ids=lambda n: f"after_{n}")
