@@ -1,6 +1,7 @@
 """Real servers for tests: no mocks, nothing leaves the machine."""
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,6 +19,9 @@ from mesh.item import Handler, Reply, Request
 from mesh.layers import errors
 from mesh.server import Limits, StageServer
 from protos.mesh.v1.stage_pb2 import Envelope
+
+# On a GPU; else TensorRT-RTX multiplies FP32 matrices in TF32, whatever its builder was told.
+os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
 
 STAGE = "mesh.v1.Infer"
 

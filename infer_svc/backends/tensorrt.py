@@ -123,10 +123,7 @@ def load_tensorrt(
         raise SettingsError(f"model {config.name!r} wants TensorRT, this process has no engines")
     api, owner = tensorrt_api(), device(gpu)
     engine = machine.builds.engine_for(path, config, gpu)
-    kernels = engine.runtime_cache
-    if kernels is not None:  # one plan may serve several kinds of GPUs, its kernels do not
-        major, minor = owner.compute_capability
-        kernels = kernels.with_name(f"{kernels.stem}-sm_{major}{minor}{kernels.suffix}")
+    kernels = machine.builds.kernels_for(engine, gpu, machine.kernels, machine.graphs)
     return TensorRTEngine(api, owner, engine.plan, machine, kernels)
 
 

@@ -5,13 +5,14 @@ import sys
 
 from infer_svc.build.building import add_build, add_order
 from infer_svc.build.compare import add_compare
+from infer_svc.build.kernels import add_kernels
 from infer_svc.build.listing import add_list
 from infer_svc.build.profiling import add_profile
 from mesh.errors import MeshError
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as a shell has it."""
-COMMANDS = (add_build, add_list, add_profile, add_compare, add_order)
+COMMANDS = (add_build, add_list, add_profile, add_compare, add_order, add_kernels)
 
 
 def main() -> int:

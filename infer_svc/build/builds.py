@@ -10,10 +10,11 @@ from pathlib import Path
 
 from infer_svc.backends.cuda import device
 from infer_svc.backends.tensorrt import tensorrt_api
-from infer_svc.backends.trt_api import Api
+from infer_svc.backends.trt_api import Api, Kernels
 from infer_svc.build.cache import CachedEngine, EngineCache
 from infer_svc.build.child import Child
-from infer_svc.build.manifest import PORTABLE, Key, target_of
+from infer_svc.build.kernels import Compiling
+from infer_svc.build.manifest import PORTABLE, TF32_OVERRIDE, Key, target_of
 from infer_svc.build.order import Order, order_for, plugin_paths
 from infer_svc.build.selection import plan_of, source_of
 from infer_svc.config import ModelConfig
@@ -57,6 +58,7 @@ class Builds:
         api: returns TensorRT; not called before an engine is wanted.
         capability: returns the compute capability of a GPU.
         child: starts a build.
+        compiling: starts compilers of kernels.
     """
 
     def __init__(
@@ -68,8 +70,10 @@ class Builds:
         api: Callable[[], Api] = tensorrt_api,
         capability: Callable[[int], tuple[int, int]] = lambda gpu: device(gpu).compute_capability,
         child: Callable[[Order, float], Child] = Child,
+        compiling: Compiling | None = None,
     ) -> None:
         self._start = child
+        self._compiling = compiling or Compiling(limit_s)
         self.counts = Counts()
         self.on_built: Callable[[ModelConfig, int, str, float], None] = lambda *_: None
         """Called after each build with the config and version of its model, `ok` or `failed`, and
@@ -97,6 +101,7 @@ class Builds:
         self.closed = True
         if (child := self._child) is not None:
             child.kill(STOPPING)
+        self._compiling.close()
 
     def engine_for(self, path: Path, config: ModelConfig, gpu: int) -> CachedEngine:
         """Return the engine of a model for a GPU; blocks while it is built.
@@ -116,6 +121,9 @@ class Builds:
         api = self._api()
         self._load_plugins(api, plugin_paths(path.parent.parent, config))
         target = target_of(api, lambda: self._capability(gpu))
+        if api.is_rtx and not config.recipe.tf32 and target.tf32 != "0":
+            fix = f"set {TF32_OVERRIDE}=0 for this process"
+            log.warning("TensorRT-RTX may use TF32", extra={"model": config.name, "fix": fix})
         plan = plan_of(path.parent, config, target, lambda: self._capability(gpu))
         if plan is not None:
             return plan
@@ -123,6 +131,32 @@ class Builds:
         order = order_for(source_of(path.parent, config), config, gpu, self._cache.root)
         tell = functools.partial(self.on_built, config, int(path.parent.name))
         return self._obtain(order, order.key(target), tell)
+
+    def kernels_for(
+        self, engine: CachedEngine, gpu: int, when: Kernels, graphs: bool
+    ) -> Path | None:
+        """Return the file of an engine's compiled kernels; blocks while they are compiled.
+
+        Args:
+            engine: as `engine_for` returned it.
+            gpu: number among the visible ones.
+            when: as `Machine.kernels`; what is compiled in the background is not waited for.
+            graphs: as `Machine.graphs`.
+
+        Returns:
+            The file, which may be missing; None: kernels are kept nowhere.
+        """
+        if engine.runtime_cache is None or engine.manifest is None:
+            return None
+        # One plan may serve several kinds of GPUs, its kernels do not.
+        major, minor = self._capability(gpu)
+        kept = engine.runtime_cache
+        kernels = kept.with_name(f"{kept.stem}-sm_{major}{minor}{kept.suffix}")
+        if self._api().is_rtx and when != "lazy" and not kernels.exists():
+            with self._cache.locked(engine.manifest.key):
+                if not kernels.exists():
+                    self._compiling.compile(engine.plan, kernels, gpu, when, graphs)
+        return kernels
 
     def _obtain(self, order: Order, key: Key, tell: Callable[[str, float], None]) -> CachedEngine:
         with self._lock:

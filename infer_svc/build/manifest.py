@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import mmap
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from mesh.errors import SettingsError
 
 PORTABLE = "portable"
 """TensorRT-RTX: one engine for every kind of GPU it knows."""
+TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
+"""A variable of NVIDIA's libraries; 0: FP32 matrices are multiplied with all their bits."""
 FORMAT = 1
 _KINDS: Mapping[str, type | tuple[type, ...]] = {
     "model": str, "recipe": dict, "plan_sha256": str, "plan_bytes": int, "created": str,
@@ -33,11 +36,14 @@ class Target:
     """Of TensorRT; no other one loads the engine."""
     gpus: str
     """`portable`, or the compute capability as `sm_90`."""
+    tf32: str = ""
+    """Value of `TF32_OVERRIDE`; TensorRT-RTX runs no engine that was built under another."""
 
     def __str__(self) -> str:
         """Return it as error texts and tables show it."""
         where = "any GPU" if self.gpus == PORTABLE else self.gpus
-        return f"{self.flavour} {self.version} on {where}"
+        under = f" with {TF32_OVERRIDE}={self.tf32}" if self.tf32 else ""
+        return f"{self.flavour} {self.version} on {where}{under}"
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,8 @@ def target_of(api: Api, capability: Callable[[], tuple[int, int]]) -> Target:
         capability: returns the compute capability of the GPU; TensorRT-RTX does not ask for it.
     """
     if api.is_rtx:
-        return Target(api.flavour, api.version, PORTABLE)
+        tf32 = os.environ.get(TF32_OVERRIDE, "")  # noqa: TID251  not ours, and read by TensorRT
+        return Target(api.flavour, api.version, PORTABLE, tf32)
     major, minor = capability()
     return Target(api.flavour, api.version, f"sm_{major}{minor}")
 

@@ -85,7 +85,10 @@ def test_options_reach_the_builder(
     assert seen == [(tf32, sparsity, detailed, 2**24)]
 
 
-def test_options_of_the_api_change_the_engine_and_nothing_else_does(api: Api, models: Path) -> None:
+def test_options_of_the_api_change_the_engine_and_nothing_else_does(
+    api: Api, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
     path = models / "digits-classify/1/model.onnx"
     profiles = profiles_of(onnx_inputs(path), 4, (16,))
     plain = api.build(path, profiles)

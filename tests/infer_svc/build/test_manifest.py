@@ -88,13 +88,20 @@ def test_plan_of_another_size_or_content_is_refused(tmp_path: Path) -> None:
         made.check_plan(plan)
 
 
-def test_rtx_is_portable_and_asks_no_gpu() -> None:
+def test_rtx_is_portable_and_asks_no_gpu_but_is_of_one_kind_of_fp32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def no_gpu() -> tuple[int, int]:
         raise AssertionError("asked")
 
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
     target = target_of(load_api(), no_gpu)
     assert target.gpus == "portable"
     assert str(target) == f"tensorrt_rtx {target.version} on any GPU"
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    exact = target_of(load_api(), no_gpu)
+    assert exact != target
+    assert str(exact) == f"{target} with NVIDIA_TF32_OVERRIDE=0"
 
 
 def test_full_tensorrt_is_for_one_compute_capability() -> None:
