@@ -93,6 +93,15 @@ def pin() -> None:
         os.environ.setdefault(name, value)  # noqa: TID251 for libraries
 
 
+def hide(package: str) -> None:
+    """Make a package look as if it were not installed; for one that others import needlessly.
+
+    Where PyTorch is installed, transformers imports it for tokenizers, too: that took 10 s and
+    300 MB.
+    """
+    sys.modules.setdefault(package, None)  # type: ignore[arg-type]
+
+
 async def wait_for_signal() -> None:
     """Wait for SIGTERM or SIGINT; a second one ends the process at once."""
     stop = asyncio.Event()

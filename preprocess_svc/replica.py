@@ -4,6 +4,7 @@ import cv2
 
 from mesh import log, telemetry
 from mesh.op_host import OpHost
+from mesh.process import hide
 from mesh.server import Limits
 from mesh.settings import TelemetrySettings, load
 from mesh.stage import Stage
@@ -17,6 +18,7 @@ async def main() -> None:
     log.configure("preprocess", "INFO")
     settings = load(PreprocessSettings)
     log.configure("preprocess", settings.log_level)
+    hide("torch")
     cv2.setNumThreads(1)
     silence_opencv()
     tracing = telemetry.configure("preprocess", load(TelemetrySettings))

@@ -1,6 +1,7 @@
 """Tensors in, tensors out inside infer_svc, against the engine alone; rounds in turn."""
 
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from infer_svc.backends.cuda import device
 from infer_svc.backends.machine import Machine
 from infer_svc.backends.tensorrt import tensorrt_api
 from infer_svc.build.builds import Builds
+from infer_svc.metrics import ModelMetrics
 
 SECONDS = 3.0
 ROUNDS = 3
 BARE_CONTEXTS = 4
-LANES = 6
+LANES = {"resnet50": 8, "bert-large": 6}
 """More than contexts of the bare loop: while some batches are gathered, others run."""
 
 
@@ -26,22 +28,24 @@ async def measure(root: Path) -> dict[str, Any]:
 
 async def _network(network: Network, root: Path) -> dict[str, Any]:
     builds = Builds(root / "engines")
-    folder = write(network, root / "models", LANES)
+    lanes = LANES[network.name]
+    folder = write(network, root / "models", lanes)
     model = Model(folder, network, Machine(builds=builds))
     plan = next(path for path in (root / "engines").glob("*/model.plan") if _is_of(path, network))
     bare = Bare(tensorrt_api(), device(0), plan, network.rows(ROWS), BARE_CONTEXTS)
     pinned, plain = pinned_items(network), plain_items(network)
-    waiting = 3 * LANES * ROWS
-    rows = [
-        (
-            bare.rate(1, SECONDS), bare.rate(BARE_CONTEXTS, SECONDS),
-            await model.rate(pinned, SECONDS, waiting), await model.rate(plain, SECONDS, waiting),
-        )
-        for _ in range(ROUNDS)
-    ]  # fmt: skip
-    metrics = model.metrics
+    waiting = 3 * lanes * ROWS
+    shares: dict[str, list[dict[str, float]]] = {"shared": [], "bytes": []}
+    rows = []
+    for _ in range(ROUNDS):
+        row = [bare.rate(1, SECONDS), bare.rate(BARE_CONTEXTS, SECONDS)]
+        for name, items in (("shared", pinned), ("bytes", plain)):
+            before = Spent.of(model.metrics)
+            row.append(await model.rate(items, SECONDS, waiting))
+            shares[name].append(Spent.of(model.metrics).since(before))
+        rows.append(row)
     figures = {
-        "gpu": device(0).name, "lanes": LANES, "bare_contexts": BARE_CONTEXTS,
+        "gpu": device(0).name, "lanes": lanes, "bare_contexts": BARE_CONTEXTS,
         "load_s": round(model.load_s, 2), "open_lanes_s": round(model.open_s, 2),
         **{
             name: round(statistics.median(row[index] for row in rows))
@@ -51,18 +55,40 @@ async def _network(network: Network, root: Path) -> dict[str, Any]:
         },
         "served_shared_to_bare": round(statistics.median(row[2] / row[1] for row in rows), 3),
         "served_bytes_to_bare": round(statistics.median(row[3] / row[1] for row in rows), 3),
-        "rows_per_batch": round(metrics.rows / metrics.batches, 1),
         "ms_per_batch": {
-            "h2d": round(1e3 * metrics.h2d.total / metrics.batches, 3),
-            "run": round(1e3 * metrics.run.total / metrics.batches, 3),
-            "d2h": round(1e3 * metrics.d2h.total / metrics.batches, 3),
-            "around": round(1e3 * metrics.around.total / metrics.batches, 3),
+            name: {
+                part: round(statistics.median(one[part] for one in found), 3) for part in found[0]
+            }
+            for name, found in shares.items()
         },
     }  # fmt: skip
     bare.close()
     model.close()
     device(0).unregister_all()
     return figures
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a model had done at some moment."""
+
+    batches: int
+    rows: int
+    seconds: dict[str, float]
+
+    @classmethod
+    def of(cls, metrics: ModelMetrics) -> "Spent":
+        parts = ("h2d", "run", "d2h", "around")
+        seconds = {part: getattr(metrics, part).total for part in parts}
+        return cls(metrics.batches, metrics.rows, seconds)
+
+    def since(self, before: "Spent") -> dict[str, float]:
+        """Return milliseconds of a batch in each part, and its rows."""
+        batches = max(1, self.batches - before.batches)
+        return {"rows": (self.rows - before.rows) / batches} | {
+            part: 1e3 * (seconds - before.seconds[part]) / batches
+            for part, seconds in self.seconds.items()
+        }
 
 
 def _is_of(plan: Path, network: Network) -> bool:

@@ -220,3 +220,31 @@ def test_a_process_without_text_ops_imports_no_tokenizer() -> None:
         "sys.exit(bool({'transformers', 'tokenizers', 'torch'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+LOAD = """
+import sys
+from pathlib import Path
+from mesh.op import make_op
+from mesh.process import hide
+from preprocess_svc.ops import OPS
+if sys.argv[2] == "hidden":
+    hide("torch")
+make_op(OPS, "tokenize", b'{"folder": "words"}', Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("mode", ["seen", "hidden"])
+def test_pytorch_that_is_hidden_is_not_imported_for_a_tokenizer(tmp_path: Path, mode: str) -> None:
+    word_pieces().save_pretrained(tmp_path / "words")
+    (tmp_path / "site/torch").mkdir(parents=True)
+    (tmp_path / "site/torch/__init__.py").write_text("raise SystemExit('torch is imported')")
+    (tmp_path / "site/torch-2.11.0.dist-info").mkdir()
+    metadata = "Metadata-Version: 2.1\nName: torch\nVersion: 2.11.0\n"
+    (tmp_path / "site/torch-2.11.0.dist-info/METADATA").write_text(metadata)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(tmp_path), mode],
+        env={"PYTHONPATH": f"{Path.cwd()}:{tmp_path / 'site'}"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == (mode == "seen"), done.stderr
+    assert ("torch is imported" in done.stderr) == (mode == "seen")
