@@ -20,6 +20,11 @@ MEND_LIMIT_S = 300.0
 but one that never ends would keep the engine from being loaded anew."""
 
 
+MEND_AFTER_S = 0.05
+"""The end of a context waits for all work of the GPU, with Python's lock: the batch that failed is
+run elsewhere before."""
+
+
 class LanePool:
     """Lends lanes, and mends behind the scenes those that failed. Lives in the event loop.
 
@@ -189,6 +194,7 @@ class LanePool:
 
     async def _mend(self, lane: Lane, kind: str) -> None:
         self._metrics.rebuilt(kind)
+        await asyncio.sleep(MEND_AFTER_S)
         started = time.monotonic()
         try:
             async with asyncio.timeout(MEND_LIMIT_S):

@@ -4,7 +4,7 @@ import logging
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ class ShapedRun:
     context: Any
     config: Any
     """Lives as long as the context."""
-    made: ShapeOf
+    made: ShapeOf = field(default_factory=dict)
     """Shapes of the outputs."""
     graph: int = 0
     """That was captured of it; 0: none."""
@@ -87,6 +87,7 @@ class TensorRTContext:
             for index in range(engine.num_optimization_profiles)
         ]
         self._runs: dict[RunKey, ShapedRun] = {}
+        self._last: RunKey = (0, ())
         self._buffers: dict[str, Buffer] = {}
         self._block: Block | None = None
         self._stream: Any = Stream(gpu.driver)
@@ -116,7 +117,7 @@ class TensorRTContext:
             raise
 
     def rebuild(self) -> None:
-        """Make the execution contexts anew, after a failure; the buffers stay.
+        """Make the execution context of the last run anew, after a failure; the rest stays.
 
         Raises:
             EngineError: it cannot be done.
@@ -124,8 +125,11 @@ class TensorRTContext:
         """
         try:
             with self._lock, self._gpu.current():
-                self._end_contexts()
-                self._open()
+                self._faults.at("context")
+                if (run := self._runs.pop(self._last, None)) is not None:
+                    self._end(run)
+                self._make(self._last)
+                self._warm_up(self._last)
         except EngineError as err:
             self._probe(err)
             raise
@@ -136,7 +140,8 @@ class TensorRTContext:
             self._free()
 
     def _free(self) -> None:
-        self._end_contexts()
+        while self._runs:
+            self._end(self._runs.popitem()[1])
         self._engine = self._cache = None
         # No reference may stay: PyCUDA ends its objects only where the context is current.
         while self._buffers:
@@ -148,59 +153,52 @@ class TensorRTContext:
     def _open(self) -> None:
         self._faults.at("context")
         # Contexts of one lane never run at the same time: one block of memory is enough for all.
-        if self._block is None:
-            self._block = Block(self._gpu, self._api.memory_bytes(self._engine))
-        shapes = [
+        self._block = Block(self._gpu, self._api.memory_bytes(self._engine))
+        keys = [
             (index, shapes)
             for index, limits in enumerate(self._limits)
             for shapes in self._ladder(limits)
         ]
-        for index, inputs in shapes:
-            self._runs[_key(index, inputs)] = self._make_run(index, inputs, self._block)
-        if not self._buffers:
-            self._allocate()
-        for context in [run.context for run in self._runs.values()]:
-            for name, buffer in self._buffers.items():
-                context.set_tensor_address(name, buffer.address)
-        for index, inputs in shapes:
-            self._warm_up(index, inputs)
+        for key in keys:
+            self._make(key)
+        self._allocate()
+        for key in keys:
+            self._warm_up(key)
 
-    def _ladder(self, limits: ShapeOf) -> Iterator[ShapeOf]:
+    def _ladder(self, limits: ShapeOf) -> Iterator[tuple[tuple[int, ...], ...]]:
         """Yield the inputs' shapes that batches of a profile are padded to."""
         rows = max(
             (limits[t.name][0] for t in self._inputs if t.shape and t.shape[0] == -1), default=1
         )
         for count in rungs(rows):
-            yield {
-                tensor.name: _sizes(tensor, limits[tensor.name], count) for tensor in self._inputs
-            }
+            yield tuple(_sizes(tensor, limits[tensor.name], count) for tensor in self._inputs)
 
-    def _make_run(self, index: int, shapes: ShapeOf, block: Block) -> ShapedRun:
+    def _make(self, key: RunKey) -> None:
+        index, shapes = key
+        assert self._block is not None
         context, config = self._api.context(
             self._engine, self._cache, kernels=self._kernels, graphs=self._graphs_wanted,
-            memory=(block.address, block.size),
+            memory=(self._block.address, self._block.size),
         )  # fmt: skip
         self._gpu.count(contexts=1)
+        run = self._runs[key] = ShapedRun(context, config)
         if index and not context.set_optimization_profile_async(index, self._stream.handle):
             raise EngineError(f"profile {index} cannot be chosen: {self._api.lines.text()}")
         self._stream.wait()
-        for name, shape in shapes.items():
-            if not context.set_input_shape(name, shape):
-                raise EngineError(f"input {name!r} cannot have the shape {list(shape)}")
-        made = {
-            tensor.name: tuple(context.get_tensor_shape(tensor.name)) for tensor in self._outputs
-        }
-        return ShapedRun(context, config, made)
+        for tensor, shape in zip(self._inputs, shapes, strict=True):
+            if not context.set_input_shape(tensor.name, shape):
+                raise EngineError(f"input {tensor.name!r} cannot have the shape {list(shape)}")
+        run.made.update(
+            (tensor.name, tuple(context.get_tensor_shape(tensor.name))) for tensor in self._outputs
+        )
 
-    def _end_contexts(self) -> None:
-        self._gpu.count(contexts=-len(self._runs))
-        while self._runs:
-            _, run = self._runs.popitem()
-            if run.graph:
-                self._gpu.library.destroy(run.graph)
-            # In this order: a context uses its config until it ends.
-            run.context = None
-            run.config = None
+    def _end(self, run: ShapedRun) -> None:
+        self._gpu.count(contexts=-1)
+        if run.graph:
+            self._gpu.library.destroy(run.graph)
+        # In this order: a context uses its config until it ends.
+        run.context = None
+        run.config = None
 
     def _run(self, parts: Sequence[Tensors], faults: Faults) -> Tensors:
         given = {
@@ -210,7 +208,8 @@ class TensorRTContext:
             for name, array in parts[0].items()
         }
         index, shapes = fit(given, self._declared, self._limits)
-        run = self._runs[_key(index, shapes)]
+        self._last = index, tuple(shapes.values())
+        run = self._runs[self._last]
         stream = self._stream
         faults.at("h2d")
         stream.mark(0)
@@ -299,17 +298,21 @@ class TensorRTContext:
             for tensor in (*self._inputs, *self._outputs)
         )
 
-    def _warm_up(self, index: int, shapes: ShapeOf) -> None:
+    def _warm_up(self, key: RunKey) -> None:
         """Run a shape: the first run of one takes up to a second."""
+        context = self._runs[key].context
+        for name, buffer in self._buffers.items():
+            context.set_tensor_address(name, buffer.address)
         inputs = {
-            tensor.name: np.zeros(shapes[tensor.name], tensor.dtype) for tensor in self._inputs
+            tensor.name: np.zeros(shape, tensor.dtype)
+            for tensor, shape in zip(self._inputs, key[1], strict=True)
         }
         for _ in range(WARM_RUNS):
             self._run([inputs], NO_FAULTS)
         if self._graphs_wanted and not self._api.captures_graphs:
-            self._capture(self._runs[_key(index, shapes)], shapes)
+            self._capture(self._runs[key], key[1])
 
-    def _capture(self, run: ShapedRun, shapes: ShapeOf) -> None:
+    def _capture(self, run: ShapedRun, shapes: tuple[tuple[int, ...], ...]) -> None:
         """Record a run that was just made as a graph: one launch, where the flavour has no own."""
         library, stream = self._gpu.library, self._stream.handle
         try:
@@ -324,10 +327,6 @@ class TensorRTContext:
             log.warning("no graph", extra={"shapes": str(shapes), "error": str(err)})
             return
         run.graph = graph
-
-
-def _key(index: int, shapes: Shapes) -> RunKey:
-    return index, tuple(shapes.values())
 
 
 def _sizes(tensor: Tensor, limits: tuple[int, ...], rows: int) -> tuple[int, ...]:

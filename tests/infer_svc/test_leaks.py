@@ -34,7 +34,9 @@ LANES = 3
 async def test_contexts_and_memory_stay_the_same_over_50000_requests_with_faults(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infer_svc.recovery.WINDOW_SHARE", 1.0)  # here the engine is never to blame
+    # Here the engine is never to blame.
+    monkeypatch.setattr("infer_svc.recovery.WINDOW_SHARE", 1.0)
+    monkeypatch.setattr("infer_svc.pool.FRESH_FAILURES", 1000)
     (tmp_path / "model.onnx").write_bytes(graphs.identity(dims=("n", 4)))
     (tmp_path / "model.plan").write_text(str(tmp_path / "model.onnx"))
     gpu, driver, _ = fake_device()

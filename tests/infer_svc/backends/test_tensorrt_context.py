@@ -210,6 +210,17 @@ def test_rebuilding_keeps_buffers_and_gives_the_same_answers(models: Path, captu
     assert rig.driver.calls == calls
 
 
+def test_only_the_context_that_ran_last_is_made_anew(models: Path) -> None:
+    rig = make(models, "language")
+    context = rig.open()
+    context.run([batch("language", 3, 20)])
+    before = dict(context._runs)
+    context.rebuild()
+    changed = {key for key, run in context._runs.items() if run is not before[key]}
+    assert changed == {(1, ((4, 32), (4, 32)))}
+    assert before.keys() == context._runs.keys()
+
+
 def test_closing_gives_everything_back(models: Path) -> None:
     rig = make(models, "language")
     contexts = [rig.open() for _ in range(3)]
@@ -461,18 +472,17 @@ def test_rebuilding_that_fails_in_the_middle_can_be_done_again(models: Path) -> 
     rig = make(models, "language")
     context = rig.open()
     usage = replace(rig.gpu.usage)
-    made = rig.api.made
+    inputs = batch("language", 2, 16)
+    context.run([inputs])
 
     def fail(*args: Any, **options: Any) -> Any:
-        if rig.api.made >= made + 2:
-            raise EngineError("no more contexts")
-        return FakeApi.context(rig.api, *args, **options)
+        raise EngineError("no more contexts")
 
     vars(rig.api)["context"] = fail
     with pytest.raises(EngineError, match="no more contexts"):
         context.rebuild()
+    assert rig.gpu.usage.contexts == usage.contexts - 1
     del vars(rig.api)["context"]
     context.rebuild()
     assert rig.gpu.usage == usage
-    inputs = batch("language", 2, 16)
     same(context.run([inputs]), reference(models, "language", inputs))
