@@ -1,0 +1,131 @@
+"""CPU time per request of each service, and the rate that more preprocess workers give.
+
+`trtmesh size` answers from these figures. They are fitted on the run with the fewest workers; each
+other run is compared with the rate that they predict for it.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.environment import keep
+from benchmarks.load.cpu import cpu_seconds, cpu_us
+from benchmarks.peers.systems import BY_NAME, Place, System, start_mesh
+from benchmarks.peers.turn import CONCURRENCY, client
+from mesh.cores import workers
+from mesh.sizing import HOPS, SERVICES, Costs
+
+SECONDS = 4.0
+WORKERS = (1, 2, 4, 8, 16)
+CORES_PER_CLIENT = 4
+MODULES = {
+    "gateway": ("gateway", "gateway.worker", "gateway.control"), "preprocess": ("preprocess_svc",),
+    "infer": ("infer_svc",), "postprocess": ("postprocess_svc",),
+}  # fmt: skip
+"""Processes of each service, as `benchmarks.load.cpu` names them."""
+WORK = {"bench": "mesh", "language": "mesh-text"}
+"""The system of `benchmarks.peers` that asks each pipeline."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One mesh under load."""
+
+    processes: dict[str, int]
+    per_s: float
+    costs: Costs
+
+    def record(self, predicted: tuple[float, str]) -> dict[str, Any]:
+        """Return it for JSON, with what was predicted and what would be busy then."""
+        return {
+            "processes": self.processes, "per_s": round(self.per_s, 1),
+            "cpu_ms": _ms(self.costs.services),
+            "predicted_per_s": round(predicted[0], 1), "predicted_busy": predicted[1],
+            "measured_to_predicted": round(self.per_s / predicted[0], 3),
+        }  # fmt: skip
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
+    parser.add_argument("--pipelines", nargs="+", choices=WORK, default=list(WORK))
+    parser.add_argument("--workers", nargs="+", type=int, metavar="N", help="of preprocess")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of each measurement")
+    return parser.parse_args(words)
+
+
+def measure(place: Place, pipeline: str, hops: str, counts: list[int], seconds: float) -> Any:
+    """Return the figures of a pipeline over a kind of hops."""
+    runs = [load(place, pipeline, hops, count, seconds) for count in counts]
+    fitted = runs[0].costs
+    cores = len(os.sched_getaffinity(0))
+    records = [run.record(fitted.limit(run.processes, cores)) for run in runs]
+    for record in records:
+        print(pipeline, hops, record, flush=True)
+    return {
+        "cpu_ms": _ms(fitted.services), "client_cpu_ms": round(1e3 * fitted.client, 4),
+        "fitted_on": records[0]["processes"], "runs": records,
+    }  # fmt: skip
+
+
+def load(place: Place, pipeline: str, hops: str, count: int, seconds: float) -> Run:
+    """Load a mesh with so many preprocess workers, the rest by cores."""
+    processes = {"gateway": workers("gateway", 0), "preprocess": count, "infer": 1}
+    processes["postprocess"] = workers("postprocess", 0)
+    system = _system(pipeline, hops, processes)
+    clients = max(1, len(os.sched_getaffinity(0)) // CORES_PER_CLIENT)
+    with system.serve(place) as (pid, address), ThreadPoolExecutor(clients) as pool:
+        ask = client(system, place, address)
+
+        def busy(seconds: float) -> list[Any]:
+            words = ("closed", "--concurrency", CONCURRENCY, "--seconds", seconds)
+            return list(pool.map(lambda _: ask(*words), range(clients)))
+
+        busy(seconds / 2)
+        before = cpu_seconds(pid)
+        reports = busy(seconds)
+        answered = sum(report["answered"] for report in reports)
+        used = cpu_us(before, cpu_seconds(pid), answered + clients)
+    costs = Costs(
+        {name: sum(used.get(module, 0.0) for module in MODULES[name]) / 1e6 for name in SERVICES},
+        sum(report["client_cpu_us"] * report["answered"] for report in reports) / answered / 1e6,
+    )
+    return Run(processes, sum(report["per_s"] for report in reports), costs)
+
+
+def _system(pipeline: str, hops: str, processes: dict[str, int]) -> System:
+    chosen = [f"{name}={count}" for name, count in processes.items()]
+
+    def start(place: Place, port: int, name: str) -> Any:
+        started = start_mesh(place, port, name)
+        at = started.command.index("--workers")
+        words = [word for word in started.command[at + 1 :] if "=" not in word]
+        return replace(started, command=[*started.command[: at + 1], *chosen, *words])
+
+    return replace(BY_NAME[WORK[pipeline]], name=f"scaling-{hops}", start=start)
+
+
+def _ms(services: Any) -> dict[str, float]:
+    return {name: round(1e3 * seconds, 4) for name, seconds in services.items()}
+
+
+def main(words: list[str]) -> None:
+    job = parse(words)
+    cores = len(os.sched_getaffinity(0))
+    counts = job.workers or [count for count in WORKERS if count <= cores]
+    with tempfile.TemporaryDirectory() as folder:
+        place = Place(Path(folder))
+        place.prepare()
+        figures = {
+            pipeline: {hops: measure(place, pipeline, hops, counts, job.seconds) for hops in HOPS}
+            for pipeline in job.pipelines
+        }
+    keep("scaling", figures)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
