@@ -18,34 +18,42 @@ postprocess: {op: top_k, parameters: {k: 5}}
 """
 
 
-def write_repository(root: Path) -> Path:
-    """Write a repository with the pipeline `bench`; return the path of its model file."""
+def write_repository(root: Path, *, heavy: bool = False) -> Path:
+    """Write a repository with the pipeline `bench`; return the path of its model file.
+
+    Args:
+        root: its folder.
+        heavy: as for `bench_model`.
+    """
     folder = root / "bench"
     (folder / "1").mkdir(parents=True)
     (folder / "config.pbtxt").write_text(CONFIG)
     (folder / "pipeline.yaml").write_text(PIPELINE)
     path = folder / "1/model.onnx"
-    onnx.save(bench_model(), path)
+    onnx.save(bench_model(heavy=heavy), path)
     return path
 
 
-def bench_model(*, normalizes: bool = True) -> onnx.ModelProto:
+def bench_model(*, normalizes: bool = True, heavy: bool = False) -> onnx.ModelProto:
     """Return the model, with logits FP32[-1,1000].
 
     Args:
         normalizes: whether the graph takes pixels UINT8[-1,224,224,3] and scales them itself;
             False: it takes x0 FP32[-1,3,224,224], as exported models mostly do.
+        heavy: whether it takes about 10 ms instead, so that the work is the model's.
     """
     random = np.random.default_rng(0)
+    width, stride = (512, 2) if heavy else (8, 8)
     weights = {
-        "w1": random.normal(0, 0.1, (8, 3, 7, 7)), "w2": random.normal(0, 0.1, (16, 8, 3, 3)),
+        "w1": random.normal(0, 0.1, (width, 3, 7, 7)),
+        "w2": random.normal(0, 0.1, (16, width, 3, 3)),
         "w3": random.normal(0, 0.1, (1000, 16)), "scale": np.array(1 / 255),
     }  # fmt: skip
     nodes = [
         helper.make_node("Transpose", ["pixels"], ["nchw"], perm=[0, 3, 1, 2]),
         helper.make_node("Cast", ["nchw"], ["float"], to=TensorProto.FLOAT),
         helper.make_node("Mul", ["float", "scale"], ["x0"]),
-        helper.make_node("Conv", ["x0", "w1"], ["x1"], strides=[8, 8]),
+        helper.make_node("Conv", ["x0", "w1"], ["x1"], strides=[stride, stride]),
         helper.make_node("Relu", ["x1"], ["x2"]),
         helper.make_node("Conv", ["x2", "w2"], ["x3"], strides=[2, 2]),
         helper.make_node("Relu", ["x3"], ["x4"]),

@@ -69,6 +69,8 @@ async def stream(address: str, work: str, timeout_s: float) -> AsyncIterator[Ask
                 reply = await mesh.call(request)
             except MeshError as err:
                 raise AskError(type(err).__name__) from err
+            if (error := reply.error()) is not None:
+                raise AskError(type(error).__name__)
             found: list[int] = unpack(reply.payload)["classes"].ravel().tolist()
             return found
 

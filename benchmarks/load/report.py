@@ -33,6 +33,8 @@ class Report:
     p95_ms: float | None
     p99_ms: float | None
     max_ms: float | None
+    error_p99_ms: float | None
+    """From when a request was due to its error; None without any."""
     late_p99_ms: float
     """How late the generator itself sent; large means that the client was the limit."""
     client_cpu_us: float | None
@@ -60,6 +62,7 @@ def summarize(samples: Sequence[Sample], began: float, cpu_s: float) -> Report:
     """
     answers = [sample for sample in samples if not sample.error]
     waits = [(sample.done - sample.due) * 1e3 for sample in answers]
+    refusals = [(sample.done - sample.due) * 1e3 for sample in samples if sample.error]
     took = max(sample.done for sample in samples) - began
     p50, p95, p99, most = (
         round(percentile(waits, share), 3) if waits else None for share in (0.5, 0.95, 0.99, 1)
@@ -71,6 +74,7 @@ def summarize(samples: Sequence[Sample], began: float, cpu_s: float) -> Report:
         errors=dict(Counter(sample.error for sample in samples if sample.error)),
         per_s=round(len(answers) / took, 2),
         p50_ms=p50, p95_ms=p95, p99_ms=p99, max_ms=most,
+        error_p99_ms=round(percentile(refusals, 0.99), 3) if refusals else None,
         late_p99_ms=round(late, 3),
         client_cpu_us=round(cpu_s / len(answers) * 1e6, 1) if answers else None,
     )  # fmt: skip

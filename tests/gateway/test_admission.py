@@ -209,6 +209,43 @@ async def test_at_three_times_the_capacity_three_quarters_of_it_are_answered_in_
     assert np.percentile(refused, 99) <= 0.05
 
 
+async def test_queue_that_stood_when_overload_is_seen_is_refused_and_not_answered_late() -> None:
+    stage = Stage(4, 0.01)
+    handler = admitting({"p": Admission(0.1)})(stage)
+    served, refused = await offer(handler, 3 * stage.rate, 3.0)  # from its first moment
+    assert max(refused) > 0.1  # what stood
+    assert max(refused) < 1.5
+    assert max(served) < 1.5  # the queue alone would take as long as it grew: 3 s and more
+    assert np.median(served) <= 0.2
+    assert len(served) >= 0.6 * stage.rate * 3.0
+
+
+async def test_queue_that_an_interruption_left_is_answered_though_late() -> None:
+    stage = Stage(4, 0.01)
+    made = Admission(0.1)
+    handler = admitting({"p": made})(stage)
+    await offer(handler, 0.5 * stage.rate, 0.5)
+    for _ in range(4):
+        await stage._lanes.acquire()
+    waiting = asyncio.create_task(offer(handler, 0.5 * stage.rate, 1.0))
+    await asyncio.sleep(0.8)
+    for _ in range(4):
+        stage._lanes.release()
+    served, refused = await waiting
+    assert max(served) > 0.5
+    assert len(served) >= 0.9 * (len(served) + len(refused))
+
+
+async def test_time_limit_of_a_stage_is_no_refusal() -> None:
+    async def handler(request: Request) -> Reply:
+        raise TimeoutError("a stage's own")
+
+    made = Admission(0.1)
+    with pytest.raises(TimeoutError, match="a stage's own"):
+        await admitting({"p": made})(handler)(Request("p", b""))
+    assert not made.under_way
+
+
 async def test_without_admission_the_same_load_is_late() -> None:
     stage = Stage(4, 0.01)
     served, refused = await offer(stage, 3 * stage.rate, 1.5)
