@@ -33,9 +33,10 @@ CHANNELS = 8
 CALLS = 1200
 AT_ONCE = 32
 
-THREADS = {"preprocess_svc": 5, "postprocess_svc": 4, "gateway.worker": 4, "gateway.control": 4}
-"""The main one, gRPC's poller, the exporter of spans, what answers scrapes, and the one that runs
-ops. gRPC's other threads have names of their own."""
+THREADS = {"preprocess_svc": 8, "postprocess_svc": 7, "gateway.worker": 4, "gateway.control": 4}
+"""The main one, gRPC's poller, the exporter of spans, what answers scrapes, the one that runs ops,
+and in the stages those that described the ops of three pipelines. gRPC's other threads have names
+of their own."""
 
 
 def threads(process: psutil.Process) -> int:

@@ -1,8 +1,6 @@
 """How many processes a rate needs, and what they take."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +53,7 @@ def test_what_is_needed_takes_the_rate() -> None:
         assert COSTS.limit(COSTS.needed(rate, 0.7), 1000)[0] >= rate / 0.7
 
 
-def write(path: Path, **changes: Any) -> Path:
+def write_figures(path: Path, **changes: Any) -> Path:
     found: dict[str, Any] = {
         "cpu_ms": {"gateway": 0.5, "preprocess": 2, "infer": 0.3, "postprocess": 0.2},
         "client_cpu_ms": 0.2,
@@ -64,40 +62,6 @@ def write(path: Path, **changes: Any) -> Path:
     figures = {"bench": {"shared": found | changes}}
     path.write_text(json.dumps({"environment": machine, "figures": figures}))
     return path
-
-
-def size(*words: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "mesh.cli", "size", *words]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
-def test_command_tells_processes_and_cores(tmp_path: Path) -> None:
-    path = write(tmp_path / "figures.json")
-    done = size("--rate", "1000", "--pipeline", "bench", "--figures", str(path))
-    assert done.returncode == 0, done.stderr
-    rows = [line.split() for line in done.stdout.splitlines()]
-    assert rows[1:5] == [
-        ["gateway", "1", "0.50", "0.500"], ["preprocess", "3", "2.00", "2.000"],
-        ["infer", "1", "0.30", "0.300"], ["postprocess", "1", "0.20", "0.200"],
-    ]  # fmt: skip
-    assert "3.0 busy, so at least 5" in done.stdout
-    assert "a CPU, 4 cores" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (("--pipeline", "none"), "no figures of pipeline 'none', but of ['bench']"),
-        (("--pipeline", "bench", "--hops", "tcp"), "no figures of 'bench' over tcp"),
-        (("--pipeline", "bench", "--rate", "-3"), "rate -3"),
-        (("--pipeline", "bench", "--figures", "/nowhere"), "no figures can be read"),
-    ],
-)
-def test_what_cannot_be_told_is_said_why(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
-    path = write(tmp_path / "figures.json")
-    done = size("--rate", "10", "--figures", str(path), *words)
-    assert done.returncode == 1
-    assert told in done.stderr
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"figures": {}, "environment": 3}'])
@@ -110,9 +74,9 @@ def test_file_that_is_no_record_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_figures_of_another_kind_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="no figures of 'bench' over shared"):
-        read_costs(write(tmp_path / "f.json", cpu_ms={"gateway": 1}), "bench", "shared")
+        read_costs(write_figures(tmp_path / "f.json", cpu_ms={"gateway": 1}), "bench", "shared")
     with pytest.raises(NotFound):
-        read_costs(write(tmp_path / "f.json"), "other", "shared")
+        read_costs(write_figures(tmp_path / "f.json"), "other", "shared")
 
 
 @pytest.mark.parametrize("pipeline", ["bench", "language"])

@@ -57,7 +57,7 @@ def test_two_threads_share_the_payloads_and_every_run_is_counted() -> None:
         seen.append(payload)
         return [1]
 
-    report = run_loop(loop, [b"even", b"odd"], threads=2, seconds=0.05)
+    report = run_loop(loop, [b"even", b"odd"], threads=2, seconds=0.3)
     assert set(seen) == {b"even", b"odd"}
     assert report.answered == report.requests == len(seen)
     assert report.client_cpu_us is not None and report.client_cpu_us > 0
