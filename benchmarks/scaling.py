@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,9 @@ MODULES = {
 """Processes of each service, as `benchmarks.load.cpu` names them."""
 WORK = {"bench": "mesh", "language": "mesh-text"}
 """The system of `benchmarks.peers` that asks each pipeline."""
+
+
+NOTHING: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 def measure(place: Place, pipeline: str, hops: str, counts: list[int], seconds: float) -> Any:
     """Return the figures of a pipeline over a kind of hops."""
-    runs = [load(place, pipeline, hops, count, seconds) for count in counts]
+    runs = [load(place, WORK[pipeline], hops, seconds, preprocess=count) for count in counts]
     fitted = runs[0].costs
     cores = len(os.sched_getaffinity(0))
     records = [run.record(fitted.limit(run.processes, cores)) for run in runs]
@@ -72,11 +76,26 @@ def measure(place: Place, pipeline: str, hops: str, counts: list[int], seconds: 
     }  # fmt: skip
 
 
-def load(place: Place, pipeline: str, hops: str, count: int, seconds: float) -> Run:
-    """Load a mesh with so many preprocess workers, the rest by cores."""
-    processes = {"gateway": workers("gateway", 0), "preprocess": count, "infer": 1}
-    processes["postprocess"] = workers("postprocess", 0)
-    system = _system(pipeline, hops, processes)
+def load(
+    place: Place,
+    work: str,
+    hops: str,
+    seconds: float,
+    environment: Mapping[str, str] = NOTHING,
+    **processes: int,
+) -> Run:
+    """Load a mesh as hard as clients can.
+
+    Args:
+        place: with its models and inputs.
+        work: name of the system of `benchmarks.peers` that says what is asked, and how.
+        hops: `shared` or `tcp`.
+        seconds: of the measurement.
+        environment: of the mesh.
+        processes: of the services; others have as many as the cores are worth, infer one.
+    """
+    counts = {name: processes.get(name) or workers(name, 0) for name in SERVICES}
+    system = _system(work, hops, counts, environment)
     clients = max(1, len(os.sched_getaffinity(0)) // CORES_PER_CLIENT)
     with system.serve(place) as (pid, address), ThreadPoolExecutor(clients) as pool:
         ask = client(system, place, address)
@@ -94,19 +113,22 @@ def load(place: Place, pipeline: str, hops: str, count: int, seconds: float) -> 
         {name: sum(used.get(module, 0.0) for module in MODULES[name]) / 1e6 for name in SERVICES},
         sum(report["client_cpu_us"] * report["answered"] for report in reports) / answered / 1e6,
     )
-    return Run(processes, sum(report["per_s"] for report in reports), costs)
+    return Run(counts, sum(report["per_s"] for report in reports), costs)
 
 
-def _system(pipeline: str, hops: str, processes: dict[str, int]) -> System:
+def _system(
+    work: str, hops: str, processes: dict[str, int], environment: Mapping[str, str]
+) -> System:
     chosen = [f"{name}={count}" for name, count in processes.items()]
 
     def start(place: Place, port: int, name: str) -> Any:
         started = start_mesh(place, port, name)
         at = started.command.index("--workers")
         words = [word for word in started.command[at + 1 :] if "=" not in word]
-        return replace(started, command=[*started.command[: at + 1], *chosen, *words])
+        command = [*started.command[: at + 1], *chosen, *words]
+        return replace(started, command=command, environment={**started.environment, **environment})
 
-    return replace(BY_NAME[WORK[pipeline]], name=f"scaling-{hops}", start=start)
+    return replace(BY_NAME[work], name=f"scaling-{hops}", start=start)
 
 
 def _ms(services: Any) -> dict[str, float]:

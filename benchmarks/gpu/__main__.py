@@ -12,7 +12,7 @@ from benchmarks.environment import keep
 from benchmarks.gpu.served import show
 from mesh.process import tune
 
-PARTS = ("inside", "reference", "recovery", "start")
+PARTS = ("inside", "reference", "recovery", "start", "through")
 
 
 def main(parts: list[str]) -> None:

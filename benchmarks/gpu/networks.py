@@ -47,6 +47,8 @@ class Network:
             return np.ones(shape, np.int64)
         if self.dtypes[name] is np.int64:
             return random.integers(0, WORDS, shape)
+        if self.dtypes[name] is np.uint8:
+            return random.integers(0, 256, shape, np.uint8)
         return random.standard_normal(shape).astype(self.dtypes[name])
 
 
