@@ -28,6 +28,12 @@ from mesh.settings import TelemetrySettings, load
 WARM_S = 2.0
 """How long a data worker waits for its stages before it takes connections. Its siblings take them
 meanwhile; where no stage is there, callers are told so after this."""
+PENDING = (
+    ("grpc.server.max_pending_requests", 5_000),
+    ("grpc.server.max_pending_requests_hard_limit", 10_000),
+)
+"""Calls that a worker which is busy has not looked at. Beyond the first, gRPC ends calls by chance,
+beyond the second all, with CANCELLED: nobody would know why. Its own bounds are 1,000 and 3,000."""
 
 
 async def main() -> None:
@@ -83,6 +89,7 @@ def _public(settings: GatewaySettings) -> Host:
     return Host(settings.bind, (
         ("grpc.max_receive_message_length", size), ("grpc.max_send_message_length", size),
         ("grpc.so_reuseport", 1),  # among siblings: who starts them holds the port
+        *PENDING,
     ))  # fmt: skip
 
 
