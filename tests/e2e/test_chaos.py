@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import signal
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -171,3 +172,25 @@ async def test_no_call_fails_when_one_batch_in_fifty_does(tmp_path: Path) -> Non
         assert failures == []
     finally:
         assert stop_mesh(mesh) == 0
+
+
+@pytest.mark.slow
+async def test_thousands_of_calls_at_once_are_all_answered(mesh: Mesh) -> None:
+    """More than gRPC lets wait for a busy server by itself."""
+    image = DIGIT.read_bytes()
+    async with grpc.aio.insecure_channel(mesh.gateway) as channel:
+        call = channel.unary_unary(
+            "/mesh.v1.Mesh/Classify",
+            request_serializer=mesh_pb2.ClassifyRequest.SerializeToString,
+            response_deserializer=mesh_pb2.ClassifyResponse.FromString,
+        )
+        request = mesh_pb2.ClassifyRequest(images=[image])
+        ended = await asyncio.gather(
+            *(call(request, timeout=60) for _ in range(4000)), return_exceptions=True
+        )
+    errors = Counter(
+        error.code().name if isinstance(error, grpc.RpcError) else repr(error)
+        for error in ended
+        if isinstance(error, BaseException)
+    )
+    assert errors == {}
