@@ -8,16 +8,23 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
-from protos.mesh.v1 import mesh_pb2
+from protos.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 from tests.conftest import eventually
 from tests.e2e.conftest import Mesh, start_mesh, stop_mesh
 from tests.e2e.test_answers import DIGIT
 
 CALLS = 1000
+
+
+def classify(channel: grpc.aio.Channel) -> Any:
+    """Return the method `Classify` of the mesh at the other end."""
+    stub: Any = mesh_pb2_grpc.MeshStub(channel)
+    return stub.Classify
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +46,7 @@ async def test_no_call_fails_when_a_replica_dies_midway_and_comes_back(
     answers = 0
 
     async with grpc.aio.insecure_channel(doubled.gateway) as channel:
-        call = channel.unary_unary(
-            "/mesh.v1.Mesh/Classify",
-            request_serializer=mesh_pb2.ClassifyRequest.SerializeToString,
-            response_deserializer=mesh_pb2.ClassifyResponse.FromString,
-        )
+        call = classify(channel)
 
         async def ask() -> str:
             nonlocal answers
@@ -70,11 +73,7 @@ async def test_calls_wait_for_a_stage_that_has_no_replica_left(doubled: Mesh) ->
     """Both replicas of a stage die at once: calls wait for the restart, within their deadline."""
     image = DIGIT.read_bytes()
     async with grpc.aio.insecure_channel(doubled.gateway) as channel:
-        call = channel.unary_unary(
-            "/mesh.v1.Mesh/Classify",
-            request_serializer=mesh_pb2.ClassifyRequest.SerializeToString,
-            response_deserializer=mesh_pb2.ClassifyResponse.FromString,
-        )
+        call = classify(channel)
         request = mesh_pb2.ClassifyRequest(images=[image])
         for victim in doubled.services("postprocess_svc"):
             victim.kill()
@@ -102,11 +101,7 @@ async def ask_until(mesh: Mesh, enough: Callable[[], bool]) -> int:
     answers = 0
     end = asyncio.get_running_loop().time() + 90
     async with grpc.aio.insecure_channel(mesh.gateway) as channel:
-        call = channel.unary_unary(
-            "/mesh.v1.Mesh/Classify",
-            request_serializer=mesh_pb2.ClassifyRequest.SerializeToString,
-            response_deserializer=mesh_pb2.ClassifyResponse.FromString,
-        )
+        call = classify(channel)
 
         async def client() -> None:
             nonlocal answers
@@ -179,11 +174,7 @@ async def test_thousands_of_calls_at_once_are_all_answered(mesh: Mesh) -> None:
     """More than gRPC lets wait for a busy server by itself."""
     image = DIGIT.read_bytes()
     async with grpc.aio.insecure_channel(mesh.gateway) as channel:
-        call = channel.unary_unary(
-            "/mesh.v1.Mesh/Classify",
-            request_serializer=mesh_pb2.ClassifyRequest.SerializeToString,
-            response_deserializer=mesh_pb2.ClassifyResponse.FromString,
-        )
+        call = classify(channel)
         request = mesh_pb2.ClassifyRequest(images=[image])
         ended = await asyncio.gather(
             *(call(request, timeout=60) for _ in range(4000)), return_exceptions=True

@@ -47,6 +47,15 @@ def interval(made: Admission, clock: Clock, latency: float, running: int, code: 
         made.leave(f"client-{number}", latency, code)
 
 
+def overloaded(clock: Clock, latency: float, running: int, code: int = 0) -> Admission:
+    """Return one with a target of 0.1 s that was in time, and then late for long enough."""
+    made = Admission(0.1)
+    interval(made, clock, 0.01, 5)
+    for _ in range(SUSTAINED):
+        interval(made, clock, latency, running, code)
+    return made
+
+
 def test_nothing_is_refused_while_answers_are_in_time(clock: Clock) -> None:
     made = Admission(0.1)
     for _ in range(20):
@@ -65,10 +74,7 @@ def test_burst_that_ends_soon_is_no_overload(clock: Clock) -> None:
 
 
 def test_standing_queue_shrinks_to_what_would_have_been_in_time(clock: Clock) -> None:
-    made = Admission(0.1)
-    interval(made, clock, 0.01, 5)
-    for _ in range(SUSTAINED):
-        interval(made, clock, 0.2, 300)
+    made = overloaded(clock, 0.2, 300)
     assert made.limit == pytest.approx(150, rel=0.02)
     with pytest.raises(Overloaded, match=r"within 100 ms \(150 are under way\); try again in"):
         for _ in range(301):
@@ -77,10 +83,7 @@ def test_standing_queue_shrinks_to_what_would_have_been_in_time(clock: Clock) ->
 
 
 def test_limit_grows_again_while_answers_are_in_time_and_more_would_come(clock: Clock) -> None:
-    made = Admission(0.1)
-    interval(made, clock, 0.01, 5)
-    for _ in range(SUSTAINED):
-        interval(made, clock, 0.2, 300)
+    made = overloaded(clock, 0.2, 300)
     shrunk = made.limit
     for _ in range(30):
         interval(made, clock, 0.05, 10_000)
@@ -88,10 +91,7 @@ def test_limit_grows_again_while_answers_are_in_time_and_more_would_come(clock: 
 
 
 def test_limit_does_not_grow_while_nobody_asks_for_more(clock: Clock) -> None:
-    made = Admission(0.1)
-    interval(made, clock, 0.01, 5)
-    for _ in range(SUSTAINED):
-        interval(made, clock, 0.2, 300)
+    made = overloaded(clock, 0.2, 300)
     shrunk = made.limit
     for _ in range(30):
         interval(made, clock, 0.05, 3)
@@ -109,10 +109,7 @@ def test_pipeline_that_takes_long_by_itself_is_not_throttled_for_that(clock: Clo
 
 
 def test_answers_that_all_come_after_their_deadline_shrink_the_limit(clock: Clock) -> None:
-    made = Admission(0.1)
-    interval(made, clock, 0.01, 5)
-    for _ in range(SUSTAINED):
-        interval(made, clock, 0.05, 200, LATE)
+    made = overloaded(clock, 0.05, 200, LATE)
     assert made.limit <= 100
 
 
@@ -125,10 +122,7 @@ def test_some_are_always_admitted(clock: Clock) -> None:
 
 
 def test_client_with_less_than_its_share_is_admitted_beside_a_heavy_one(clock: Clock) -> None:
-    made = Admission(0.1)
-    interval(made, clock, 0.01, 5)
-    for _ in range(SUSTAINED):
-        interval(made, clock, 0.2, 40)
+    made = overloaded(clock, 0.2, 40)
     for _ in range(20):
         made.enter("heavy")
     with pytest.raises(Overloaded):
