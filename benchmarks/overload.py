@@ -11,6 +11,7 @@ import statistics
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import psutil
 
 from benchmarks.bench_model import write_repository
 from benchmarks.environment import keep
-from benchmarks.peers.systems import BY_NAME, Place, System, start_mesh
+from benchmarks.peers.systems import BY_NAME, Place, start_mesh
 from benchmarks.peers.turn import client
 
 TARGET_MS = "150"
@@ -33,17 +34,6 @@ NOW_AND_THEN = 5.0
 """Requests per second of the other callers."""
 
 
-def with_target(system: System) -> System:
-    """Return the system with admission by latency."""
-
-    def start(place: Place, port: int, name: str) -> Any:
-        started = start_mesh(place, port, name)
-        wanted = {"GATEWAY_TARGET_MS": TARGET_MS}
-        return replace(started, environment={**started.environment, **wanted})
-
-    return replace(system, name=f"overload-{system.name}", start=start)
-
-
 def pss_mb(root: int) -> float:
     """Return the memory of a process and all below it."""
     top = psutil.Process(root)
@@ -53,7 +43,9 @@ def pss_mb(root: int) -> float:
 
 def rounds(place: Place) -> list[dict[str, Any]]:
     """Return the reports of each round."""
-    system = with_target(BY_NAME["mesh"])
+    # With admission by latency.
+    start = partial(start_mesh, environment={"GATEWAY_TARGET_MS": TARGET_MS})
+    system = replace(BY_NAME["mesh"], name="overload", start=start)
     with system.serve(place) as (pid, address), ThreadPoolExecutor(1) as other:
         ask = client(system, place, address)
         heavy = client(BY_NAME["mesh-stream"], place, address)

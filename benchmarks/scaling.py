@@ -11,12 +11,13 @@ import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import keep
 from benchmarks.load.cpu import cpu_seconds, cpu_us
-from benchmarks.peers.systems import BY_NAME, Place, System, start_mesh
+from benchmarks.peers.systems import BY_NAME, NOTHING, Place, start_mesh
 from benchmarks.peers.turn import CONCURRENCY, client
 from mesh.cores import workers
 from mesh.sizing import HOPS, SERVICES, Costs
@@ -31,9 +32,6 @@ MODULES = {
 """Processes of each service, as `benchmarks.load.cpu` names them."""
 WORK = {"bench": "mesh", "language": "mesh-text"}
 """The system of `benchmarks.peers` that asks each pipeline."""
-
-
-NOTHING: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,8 @@ def load(
         processes: of the services; others have as many as the cores are worth, infer one.
     """
     counts = {name: processes.get(name) or workers(name, 0) for name in SERVICES}
-    system = _system(work, hops, counts, environment)
+    start = partial(start_mesh, processes=counts, environment=environment)
+    system = replace(BY_NAME[work], name=f"scaling-{hops}", start=start)
     clients = max(1, len(os.sched_getaffinity(0)) // CORES_PER_CLIENT)
     with system.serve(place) as (pid, address), ThreadPoolExecutor(clients) as pool:
         ask = client(system, place, address)
@@ -114,21 +113,6 @@ def load(
         sum(report["client_cpu_us"] * report["answered"] for report in reports) / answered / 1e6,
     )
     return Run(counts, sum(report["per_s"] for report in reports), costs)
-
-
-def _system(
-    work: str, hops: str, processes: dict[str, int], environment: Mapping[str, str]
-) -> System:
-    chosen = [f"{name}={count}" for name, count in processes.items()]
-
-    def start(place: Place, port: int, name: str) -> Any:
-        started = start_mesh(place, port, name)
-        at = started.command.index("--workers")
-        words = [word for word in started.command[at + 1 :] if "=" not in word]
-        command = [*started.command[: at + 1], *chosen, *words]
-        return replace(started, command=command, environment={**started.environment, **environment})
-
-    return replace(BY_NAME[work], name=f"scaling-{hops}", start=start)
 
 
 def _ms(services: Any) -> dict[str, float]:

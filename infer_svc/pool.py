@@ -18,8 +18,6 @@ FRESH_FAILURES = 3
 MEND_LIMIT_S = 300.0
 """Longest time for one new context. It takes longer than a batch may, as every shape is run once,
 but one that never ends would keep the engine from being loaded anew."""
-
-
 MEND_AFTER_S = 0.05
 """The end of a context waits for all work of the GPU, with Python's lock: the batch that failed is
 run elsewhere before."""

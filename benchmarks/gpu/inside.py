@@ -12,6 +12,7 @@ from infer_svc.backends.cuda import device
 from infer_svc.backends.machine import Machine
 from infer_svc.backends.tensorrt import tensorrt_api
 from infer_svc.build.builds import Builds
+from infer_svc.config import read_config
 from infer_svc.metrics import ModelMetrics
 
 SECONDS = 3.0
@@ -31,7 +32,7 @@ async def _network(network: Network, root: Path) -> dict[str, Any]:
     lanes = LANES[network.name]
     folder = write(network, root / "models", lanes)
     model = Model(folder, network, Machine(builds=builds))
-    plan = next(path for path in (root / "engines").glob("*/model.plan") if _is_of(path, network))
+    plan = builds.engine_for(folder / "1/model.onnx", read_config(folder), 0).plan
     bare = Bare(tensorrt_api(), device(0), plan, network.rows(ROWS), BARE_CONTEXTS)
     pinned, plain = pinned_items(network), plain_items(network)
     waiting = 3 * lanes * ROWS
@@ -89,7 +90,3 @@ class Spent:
             part: 1e3 * (seconds - before.seconds[part]) / batches
             for part, seconds in self.seconds.items()
         }
-
-
-def _is_of(plan: Path, network: Network) -> bool:
-    return f'"{network.name}"' in (plan.parent / "manifest.json").read_text()

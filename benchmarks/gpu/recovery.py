@@ -45,10 +45,9 @@ async def measure(root: Path) -> dict[str, Any]:
     """Return the figures."""
     folder = write(RESNET, root / "models", LANES)
     items = pinned_items(RESNET)
-    full = await _flood(_open(folder, root, FAULTS), items)
-    model = _open(folder, root, MORE_FAULTS)
-    rate = SHARE * full["per_s"]
-    recording, failed = _recording(model), []
+    full = await _flood(*_open(folder, root, FAULTS), items)
+    model, recording = _open(folder, root, MORE_FAULTS)
+    rate, failed = SHARE * full["per_s"], []
     try:
         latencies = await model.latencies(items, rate, SECONDS)
     except MeshError as err:
@@ -63,22 +62,16 @@ async def measure(root: Path) -> dict[str, Any]:
     return {"gpu": device(0).name, "full": full, "eased": eased}
 
 
-def _open(folder: Path, root: Path, faults: str) -> Model:
+def _open(folder: Path, root: Path, faults: str) -> tuple[Model, Recording]:
     model = Model(
         folder, RESNET, Machine(faults=parse_faults(faults), builds=Builds(root / "engines"))
     )
     recording = Recording(RESNET.name, 1, 32)
     model.batcher._metrics = model.batcher._recovery._metrics = model.pool._metrics = recording
-    return model
+    return model, recording
 
 
-def _recording(model: Model) -> Recording:
-    found = model.pool._metrics
-    assert isinstance(found, Recording)
-    return found
-
-
-async def _flood(model: Model, items: list[Tensors]) -> dict[str, Any]:
+async def _flood(model: Model, recording: Recording, items: list[Tensors]) -> dict[str, Any]:
     before = _usage()
     failed: list[str] = []
     left = REQUESTS
@@ -100,7 +93,7 @@ async def _flood(model: Model, items: list[Tensors]) -> dict[str, Any]:
     figures = {
         "requests": REQUESTS, "faults": FAULTS, "failed_calls": len(failed),
         "first_failures": failed[:3], "lost": model.lost, "per_s": round(REQUESTS / took),
-        **_told(_recording(model)), "usage_before": before, "usage_after": _usage(),
+        **_told(recording), "usage_before": before, "usage_after": _usage(),
     }  # fmt: skip
     model.close()
     return figures

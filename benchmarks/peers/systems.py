@@ -122,15 +122,26 @@ class System:
             yield pid, f"127.0.0.1:{port}"
 
 
-def start_mesh(place: Place, port: int, name: str) -> Start:
+PROCESSES = {"gateway": 1, "preprocess": PREPROCESS_REPLICAS, "postprocess": 1}
+"""Of the mesh's services."""
+NOTHING: Mapping[str, str] = {}
+
+
+def start_mesh(
+    place: Place,
+    port: int,
+    name: str,
+    processes: Mapping[str, int] = PROCESSES,
+    environment: Mapping[str, str] = NOTHING,
+) -> Start:
     """Start it as `trtmesh up` does; with `tcp` in the name without sockets and shared memory."""
     address = f"127.0.0.1:{port}"
     words = ["-m", "mesh.cli", "up", "--models", str(place.models), "--bind", address]
-    words += ["--workers", "gateway=1", f"preprocess={PREPROCESS_REPLICAS}", "postprocess=1"]
+    words += ["--workers", *(f"{service}={count}" for service, count in processes.items())]
     words += ["--tcp"] if "tcp" in name else []
-    metrics = {"GATEWAY_METRICS_PORT": "0"}
+    variables = {"GATEWAY_METRICS_PORT": "0", **environment}
     return Start(
-        [sys.executable, *words], metrics, lambda: asyncio.run(wait_ready(address, READY_S))
+        [sys.executable, *words], variables, lambda: asyncio.run(wait_ready(address, READY_S))
     )
 
 

@@ -1,6 +1,7 @@
 """`trtmesh size`: how many processes of each service a rate needs."""
 
 import argparse
+import math
 from pathlib import Path
 
 from mesh.cli.options import Commands
@@ -49,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         print("".join(f"{cell:<13}" for cell in row).rstrip())
     busy = arguments.rate * sum(costs.services.values())
     print(
-        f"cores: {busy:.1f} busy, so at least {max(1, -(-busy // arguments.load)):.0f} with room "
+        f"cores: {busy:.1f} busy, so at least {max(1, math.ceil(busy / arguments.load))} with room "
         f"to spare (load {arguments.load:g}); of callers on the same machine "
         f"{arguments.rate * costs.client:.1f} more"
     )
