@@ -61,7 +61,8 @@ class StageClient:
     Args:
         stage: full name of the gRPC service, as `mesh.v1.Preprocess`.
         targets: as `mesh.directory.Directory` takes them.
-        method: its streaming method.
+        method: its streaming method: `Run` of a stage, `Stream` of a gateway, which may be several
+            processes at one address and gets one stream only.
         limits: bounds of waiting and retrying.
         tracer: makes a CLIENT span of each attempt of a sampled request; None: no spans.
     """
@@ -350,7 +351,8 @@ class StageClient:
         """Keep one link to an address; a drained one finishes its items beside the next."""
         pause = self._limits.backoff_s
         while True:
-            link = Link(address, self._method, self._on_change)
+            control = self._method.endswith("/Run")
+            link = Link(address, self._method, self._on_change, control=control)
             self._links.append(link)
             running = asyncio.create_task(self._run_link(link))
             self._draining.add(running)

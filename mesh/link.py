@@ -1,10 +1,10 @@
-"""One connection of a client to one replica: a data stream and a control stream."""
+"""One connection of a client to one replica: a data stream, and a control stream between stages."""
 
 import asyncio
 import math
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -57,16 +57,26 @@ class _Pending:
 
 
 class Link:
-    """Items in flight to one replica, and what the replica last said of itself."""
+    """Items in flight to one replica, and what the replica last said of itself.
+
+    Args:
+        address: target for gRPC: `host:port` or `unix:/path`.
+        method: full name of the streaming method.
+        changed: called when the replica can take more, or no more.
+        control: have a control stream, on a connection of its own, so that cancels do not wait
+            behind tensors. Not where several processes may be behind the address: they would get
+            one stream each.
+    """
 
     def __init__(
         self,
         address: str,
         method: str,
         changed: Callable[[], None],
+        *,
+        control: bool = True,
     ) -> None:
         self.address = address
-        """Target for gRPC: `host:port` or `unix:/path`."""
         self.items = 0
         """Items that have a lease here: in flight or admitted."""
         self.bytes = 0
@@ -85,6 +95,7 @@ class Link:
         self._slots: Slots | None = None
         self._method = method
         self._changed = changed
+        self._has_control = control
         self._max_items = self._max_bytes = self._depth = 0
         self._depth_at = 0.0
         self._sent_since = 0
@@ -161,7 +172,7 @@ class Link:
                 grpc.aio.insecure_channel(self.address, CHANNEL_OPTIONS) as data,
                 grpc.aio.insecure_channel(self.address, CHANNEL_OPTIONS) as control,
             ):
-                await self._run_streams(data, control)
+                await self._run_streams([data, control] if self._has_control else [data])
         except grpc.aio.AioRpcError as err:
             reason = str(from_rpc_error(err)) or err.code().name
         except (MeshError, grpc.aio.BaseError, asyncio.InvalidStateError) as err:
@@ -169,36 +180,33 @@ class Link:
         finally:
             self._fail_pending(reason)
 
-    async def _run_streams(self, data: grpc.aio.Channel, control: grpc.aio.Channel) -> None:
-        session = self._session
-        stream = self._open(data)
-        await stream.write(_hello(session, control=False))
-        await self._read_first(stream)
-        control_stream = self._open(control)
-        await control_stream.write(_hello(session, control=True))
-        await self._read_first(control_stream)
-        self._outbox = Outbox(stream.write)
-        self._control = Outbox(control_stream.write)
+    async def _run_streams(self, channels: Sequence[grpc.aio.Channel]) -> None:
+        streams = []
+        for channel in channels:
+            stream = self._open(channel)
+            streams.append(stream)
+            await stream.write(_hello(self._session, control=len(streams) == 2))
+            await self._read_first(stream)
+        outboxes = [Outbox(stream.write) for stream in streams]
+        self._outbox, self._control = outboxes[0], outboxes[-1]
         tasks = [
-            asyncio.create_task(self._read(stream)),
-            asyncio.create_task(self._read(control_stream)),
-            asyncio.create_task(self._outbox.run()),
-            asyncio.create_task(self._control.run()),
-            asyncio.create_task(self._close_when_empty(stream)),
+            *(asyncio.create_task(self._read(stream)) for stream in streams),
+            *(asyncio.create_task(outbox.run()) for outbox in outboxes),
         ]
+        closing = asyncio.create_task(self._close_when_empty(streams[0]))
         self._changed()
         try:
             # The data stream ends last of all in good order; any other end is a lost replica.
-            done, _ = await asyncio.wait(tasks[:4], return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
             self._outbox = None
-            for task in tasks:
+            for task in (*tasks, closing):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            stream.cancel()
-            control_stream.cancel()
+            await asyncio.gather(*tasks, closing, return_exceptions=True)
+            for stream in streams:
+                stream.cancel()
 
     def _open(self, channel: grpc.aio.Channel) -> Stream:
         call: Callable[[], Stream] = channel.stream_stream(

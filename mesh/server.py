@@ -5,7 +5,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -45,7 +45,12 @@ class Session:
     control: Outbox | None = None
     tasks: dict[int, asyncio.Task[None]] = field(default_factory=dict)
     active: float = 0.0
-    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def cancel(self, keys: Iterable[int]) -> None:
+        """Cancel items whose answers nobody awaits."""
+        for key in keys:
+            if (task := self.tasks.get(key)) is not None:
+                _cancel(task)
 
 
 class StageServer:
@@ -134,10 +139,7 @@ class StageServer:
         writer = asyncio.create_task(outbox.run())
         try:
             async for envelope in stream:
-                for item_id in envelope.cancel:
-                    task = session.tasks.get(item_id)
-                    if task is not None:
-                        _cancel(task)
+                session.cancel(envelope.cancel)
         finally:
             session.control = None
             outbox.close()
@@ -189,6 +191,7 @@ class StageServer:
     def _take(self, envelope: Envelope, session: Session, assembler: Assembler) -> None:
         now = time.monotonic()
         session.active = now
+        session.cancel(envelope.cancel)
         for item in envelope.items:
             self._accept(item, session, now)
         if envelope.HasField("fragment"):

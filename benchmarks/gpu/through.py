@@ -1,5 +1,6 @@
 """Text and pictures in, classes out, through all services on one machine, against bare engines."""
 
+import asyncio
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -68,18 +69,18 @@ async def measure(root: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"gpu": device(0).name, "text": {"bare_per_s": bare}}
     for infer in (1, 2):
         for name in ("mesh-text", "mesh-stream-text"):
-            found["text"][f"{name}, infer={infer}"] = words.through(
+            found["text"][f"{name}, infer={infer}"] = await words.through(
                 name, bare, infer=infer, preprocess=TOKENIZERS
             )
     files = _Work(root, PICTURES, "jpeg", pictures())
     bare = files.bare()
     found["pictures"] = {"bare_per_s": bare}
     for name in ("mesh", "mesh-stream"):
-        one = files.through(name, bare, infer=1, preprocess=1)
+        one = await files.through(name, bare, infer=1, preprocess=1)
         limit = min(bare, DECODERS * one["per_s"])
         found["pictures"][f"{name}, one decoder"] = one
         for infer in (1, 2):
-            found["pictures"][f"{name}, infer={infer}"] = files.through(
+            found["pictures"][f"{name}, infer={infer}"] = await files.through(
                 name, limit, infer=infer, preprocess=DECODERS
             )
     return found
@@ -110,10 +111,12 @@ class _Work:
         alone.close()
         return round(rate)
 
-    def through(self, system: str, limit: float, **processes: int) -> dict[str, Any]:
+    async def through(self, system: str, limit: float, **processes: int) -> dict[str, Any]:
         """Return the rate through all services, to a limit, and the CPU time of each."""
         cache = {"INFER_ENGINE_CACHE": str(self._root / "engines")}
-        run = load(self._place, system, "shared", SECONDS, cache, **processes)
+        run = await asyncio.to_thread(
+            load, self._place, system, "shared", SECONDS, cache, **processes
+        )
         made = {
             "processes": run.processes, "per_s": round(run.per_s),
             "to_limit": round(run.per_s / limit, 3),

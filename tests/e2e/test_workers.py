@@ -19,8 +19,11 @@ import numpy as np
 import psutil
 import pytest
 
+from mesh.client import StageClient
 from mesh.errors import NotFound
+from mesh.item import Request
 from mesh.sync_client import RETRIES, MeshClient
+from mesh.tensor import bytes_tensor, pack
 from protos.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 from tests.conftest import eventually
 from tests.e2e.conftest import ROOT, Mesh, free_port, start_mesh, stop_mesh
@@ -69,6 +72,19 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     running = start_mesh(log, "--workers", "gateway=2", "preprocess=2", "postprocess=2")
     yield running
     assert stop_mesh(running) == 0
+
+
+async def test_stream_stays_with_the_data_worker_that_it_meets(
+    wide: Mesh, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = Request("digits-classify", pack({"image": bytes_tensor(DIGIT.read_bytes())}))
+    with caplog.at_level("INFO", "mesh.client"):
+        async with AsyncExitStack() as stack:
+            for _ in range(CHANNELS):
+                client = StageClient("mesh.v1.Mesh", wide.gateway, "Stream")
+                await stack.enter_async_context(client)
+                assert (await client.call(request)).error() is None
+            assert not caplog.messages  # as "link ended"
 
 
 class Load:

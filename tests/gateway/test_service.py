@@ -292,6 +292,21 @@ async def test_stream_carries_items_of_any_pipeline(gateway: Gateway) -> None:
         assert [type(reply.error()) for reply in replies[50:]] == [InvalidInput, NotFound]
 
 
+async def test_item_of_a_stream_that_nobody_awaits_ends(gateway: Gateway) -> None:
+    async def hang(_: Request) -> Reply:
+        await asyncio.Event().wait()
+        return Reply()
+
+    gateway.mesh.infer.answer = hang
+    async with StageClient(NAME, gateway.address, method="Stream") as client:
+        request = Request("digits", pack({"image": bytes_tensor(b"x")}))
+        call = asyncio.create_task(client.call(request))
+        await eventually(lambda: gateway.mesh.infer.stage.depth == 1)
+        call.cancel()
+        await eventually(lambda: gateway.mesh.infer.stage.depth == 0)
+        assert client.replicas
+
+
 async def test_deadline_of_the_call_ends_every_item(gateway: Gateway) -> None:
     async def hang(_: Request) -> Reply:
         await asyncio.Event().wait()
