@@ -80,6 +80,7 @@ def load(
     hops: str,
     seconds: float,
     environment: Mapping[str, str] = NOTHING,
+    clients: int = 0,
     **processes: int,
 ) -> Run:
     """Load a mesh as hard as clients can.
@@ -90,12 +91,13 @@ def load(
         hops: `shared` or `tcp`.
         seconds: of the measurement.
         environment: of the mesh.
+        clients: processes that ask; 0: one for every four cores.
         processes: of the services; others have as many as the cores are worth, infer one.
     """
     counts = {name: processes.get(name) or workers(name, 0) for name in SERVICES}
     start = partial(start_mesh, processes=counts, environment=environment)
     system = replace(BY_NAME[work], name=f"scaling-{hops}", start=start)
-    clients = max(1, len(os.sched_getaffinity(0)) // CORES_PER_CLIENT)
+    clients = clients or max(1, len(os.sched_getaffinity(0)) // CORES_PER_CLIENT)
     with system.serve(place) as (pid, address), ThreadPoolExecutor(clients) as pool:
         ask = client(system, place, address)
 

@@ -25,7 +25,10 @@ CONTEXTS = 4
 LANES = 6
 DECODERS = 10
 """Workers of preprocess for pictures."""
-TOKENIZERS = 4
+TOKENIZERS = 5
+GATEWAYS = 6
+CLIENTS = 8
+"""Processes that ask; each has one connection, which stays with one of the gateway's workers."""
 PIPELINES = {
     "language": f"""
 task: classify_text
@@ -70,7 +73,7 @@ async def measure(root: Path) -> dict[str, Any]:
     for infer in (1, 2):
         for name in ("mesh-text", "mesh-stream-text"):
             found["text"][f"{name}, infer={infer}"] = await words.through(
-                name, bare, infer=infer, preprocess=TOKENIZERS
+                name, bare, infer=infer, preprocess=TOKENIZERS, gateway=GATEWAYS, postprocess=2
             )
     files = _Work(root, PICTURES, "jpeg", pictures())
     bare = files.bare()
@@ -81,7 +84,7 @@ async def measure(root: Path) -> dict[str, Any]:
         found["pictures"][f"{name}, one decoder"] = one
         for infer in (1, 2):
             found["pictures"][f"{name}, infer={infer}"] = await files.through(
-                name, limit, infer=infer, preprocess=DECODERS
+                name, limit, infer=infer, preprocess=DECODERS, postprocess=2
             )
     return found
 
@@ -115,7 +118,7 @@ class _Work:
         """Return the rate through all services, to a limit, and the CPU time of each."""
         cache = {"INFER_ENGINE_CACHE": str(self._root / "engines")}
         run = await asyncio.to_thread(
-            load, self._place, system, "shared", SECONDS, cache, **processes
+            load, self._place, system, "shared", SECONDS, cache, CLIENTS, **processes
         )
         made = {
             "processes": run.processes, "per_s": round(run.per_s),

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,24 @@ def test_what_is_uploaded_comes_back() -> None:
         np.testing.assert_array_equal(buffer.view((20, 30)), sent)
         buffer.free()
         del buffer, stream  # PyCUDA frees them only where the context is current
+
+
+@pytest.mark.gpu
+def test_who_waits_for_the_gpu_sleeps() -> None:
+    gpu, size = device(0), 2**28
+    with gpu.current():
+        stream = Stream(gpu.driver)
+        source, target = gpu.driver.mem_alloc(size), gpu.driver.mem_alloc(size)
+        for _ in range(500):
+            gpu.driver.memcpy_dtod_async(int(target), int(source), size, stream.pycuda)
+        wall, cpu = time.perf_counter(), time.thread_time()
+        stream.wait()
+        wall, cpu = time.perf_counter() - wall, time.thread_time() - cpu
+        source.free()
+        target.free()
+        del stream
+    assert wall > 0.02  # 256 GB are moved
+    assert cpu < 0.2 * wall, f"{cpu:.4f} s of CPU in {wall:.4f} s: it waits awake"
 
 
 @pytest.mark.gpu
