@@ -10,11 +10,11 @@ from opentelemetry.trace import Tracer
 
 from infer_svc.batch_trace import BatchTrace
 from infer_svc.config import Batching, ModelConfig
-from infer_svc.lane import Batch, BatchResult
+from infer_svc.lane import Batch, Run
 from infer_svc.metrics import ModelMetrics, reason_of
 from infer_svc.pool import LanePool
 from infer_svc.queue import Entry, RequestQueue, ShapeKey
-from infer_svc.recovery import Attempt, Recovery
+from infer_svc.recovery import Attempt, Failover, Recovery
 from mesh.errors import DeadlineExceeded, MeshError
 from mesh.item import Reply, Request, Timings
 from mesh.tensor import Tensors
@@ -154,23 +154,32 @@ class Batcher:
         lane = self._pool.take()
         self._partial = self._partial or plan.partial
         batch = Batch([entry.tensors for entry in entries], [entry.rows for entry in entries], now)
+        failover = Failover(self._recovery, lane, entries)
 
-        def done(result: BatchResult) -> None:
+        def done(runs: list[Run]) -> None:
             if plan.partial:
                 self._partial = False
-            attempt = Attempt(entries, batch, lane, result)
+            attempt = Attempt(entries, batch, runs[0])
             self._note(attempt)
+            if len(runs) > 1:
+                failed = attempt
+                attempt = Attempt(entries, batch, runs[1], "retry")
+                self._note(attempt)
+                self._recovery.stood_in(failed, attempt)
+            result = attempt.result
             if result.error is not None:
-                self._recovery.settle(attempt)
+                self._recovery.settle(attempt, failover)
                 self._dispatch()
                 return
             self._recovery.worked()
             took = result.run_s + result.around_s
             self._estimate += (ESTIMATE_WEIGHT if self._estimate else 1.0) * (took - self._estimate)
-            self._pool.give_back(lane)  # first: it gets its next batch while answers are handed out
+            # First: the lane gets its next batch while answers are handed out.
+            if not attempt.run.passed_on:
+                self._pool.give_back(attempt.lane)
             self._finish(attempt)
 
-        lane.submit(batch, done)
+        lane.submit(batch, done, failover)
 
     def _note(self, attempt: Attempt) -> None:
         """Count and trace what came of one run of a batch."""

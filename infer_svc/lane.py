@@ -48,6 +48,10 @@ class BatchResult:
     """When it had an answer or an error."""
 
 
+StandIn = Callable[[BaseException], "Lane | None"]
+"""Returns a free lane for a batch that failed so; asked in the thread of the lane where it did."""
+
+
 class Lane:
     """Runs batches on one context, each handed over and back between two threads once.
 
@@ -67,21 +71,44 @@ class Lane:
         """When the batch that runs now began, on the clock of `time.monotonic`; 0: none does."""
         self.idle_since = time.monotonic()
         """When the last batch ended."""
+        self.pass_on: Callable[[Lane], bool] = lambda lane: False
+        """Asked in the lane's thread after a batch that went well: gives the lane at once to
+        somebody who waits for one, and tells whether it did."""
         self._context = engine.open()
-        self._loop = loop
+        self.loop = loop
+        """Of whoever submits."""
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run_forever, name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, batch: Batch, done: Callable[[BatchResult], None]) -> None:
-        """Run a batch; `done` is called in the event loop."""
+    def submit(
+        self,
+        batch: Batch,
+        done: Callable[["list[Run]"], None],
+        stand_in: StandIn = lambda error: None,
+    ) -> None:
+        """Run a batch, and should it fail, at once again on the lane that stands in, if one does.
+
+        Args:
+            batch: to run.
+            done: called in the event loop with the one run, or with both.
+            stand_in: asked when it failed. The second run is made in this lane's thread: the loop,
+                or a thread that has to be woken, would begin it milliseconds later under load.
+        """
 
         def job() -> None:
             self.busy_since = time.monotonic()
             result = self.run(batch)
+            if result.error is None:
+                runs = [Run(self, result, passed_on=self.pass_on(self))]
+            elif (lane := stand_in(result.error)) is None:
+                runs = [Run(self, result)]
+            else:
+                runs = [Run(self, result), Run(lane, lane.run(batch))]
+                lane.idle_since = time.monotonic()
             self.idle_since = time.monotonic()
             self.busy_since = 0.0
-            self._loop.call_soon_threadsafe(done, result)
+            self.loop.call_soon_threadsafe(done, runs)
 
         self._work.put(job)
 
@@ -120,7 +147,7 @@ class Lane:
         self._thread.join()
 
     def run(self, batch: Batch) -> BatchResult:
-        """Run a batch in the calling thread; only for the lane's own thread and for warm-up."""
+        """Run a batch in the calling thread, while the lane's own thread runs nothing."""
         result = BatchResult(began=time.monotonic())
         try:
             outputs = self._context.run(batch.parts)
@@ -147,7 +174,7 @@ class Lane:
         Raises:
             DeviceLost: the lane's GPU is; no other lane and no new context helps.
         """
-        done: asyncio.Future[str] = self._loop.create_future()
+        done: asyncio.Future[str] = self.loop.create_future()
 
         def finish(text: str, lost: DeviceLost | None = None) -> None:
             if done.done():
@@ -165,7 +192,7 @@ class Lane:
                 result = "", err
             except Exception as err:  # noqa: BLE001 the lane's loop; recovery decides
                 result = f"{type(err).__name__}: {err}", None
-            self._loop.call_soon_threadsafe(finish, *result)
+            self.loop.call_soon_threadsafe(finish, *result)
 
         self._work.put(job)
         return await done
@@ -174,6 +201,16 @@ class Lane:
         while (job := self._work.get()) is not None:
             job()
         self._context.close()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A batch's run on a lane."""
+
+    lane: Lane
+    result: BatchResult
+    passed_on: bool = False
+    """The lane is lent to somebody else already."""
 
 
 def _split(outputs: Tensors, batch: Batch) -> list[bytes]:

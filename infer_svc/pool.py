@@ -6,6 +6,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
+from infer_svc.backends import Engine
 from infer_svc.golden import Golden
 from infer_svc.lane import Lane
 from infer_svc.metrics import ModelMetrics
@@ -18,9 +19,6 @@ FRESH_FAILURES = 3
 MEND_LIMIT_S = 300.0
 """Longest time for one new context. It takes longer than a batch may, as every shape is run once,
 but one that never ends would keep the engine from being loaded anew."""
-MEND_AFTER_S = 0.05
-"""The end of a context waits for all work of the GPU, with Python's lock: the batch that failed is
-run elsewhere before."""
 
 
 class LanePool:
@@ -53,10 +51,12 @@ class LanePool:
         self._idle = list(lanes)
         self._spares = list(spares)
         self._aside: set[Lane] = set()
-        self._waiters: deque[asyncio.Future[Lane]] = deque()
+        self._waiters: deque[Callable[[Lane], None]] = deque()
         self._fresh_failures = 0
         self._paused = False
         self._tasks = Tasks(self._lose)
+        for lane in self.lanes:
+            lane.pass_on = self._pass_on
 
     @property
     def size(self) -> int:
@@ -82,48 +82,66 @@ class LanePool:
         """Return a free lane; ask `has_idle` before."""
         return self._idle.pop()
 
-    async def wait(self) -> Lane:
-        """Return a lane as soon as one is free, before any new work gets it."""
-        if self.has_idle:
-            return self.take()
-        waiter: asyncio.Future[Lane] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        try:
-            return await waiter
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
-                self.give_back(waiter.result())
-            raise
+    def lend(self, then: Callable[[Lane], None]) -> None:
+        """Call back with a lane as soon as one is free, before any new work gets it.
+
+        May be called in any thread, and calls back in this one or in that of the lane. One that is
+        idle by now is found by `serve` only.
+        """
+        self._waiters.append(then)
+
+    def serve(self) -> None:
+        """Give idle lanes to those who wait."""
+        while self.has_idle and (waiter := self._next_waiter()) is not None:
+            waiter(self.take())
 
     def give_back(self, lane: Lane) -> None:
         """Take a lane that is well back into service."""
-        while self._waiters and not self._paused:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(lane)
-                return
-        self._idle.append(lane)
-        if not self._paused:
-            self.on_free()
+        if not self._pass_on(lane):
+            self._idle.append(lane)
+            if not self._paused:
+                self.on_free()
 
-    def retire(self, lane: Lane, reason: str, kind: str) -> Lane | None:
-        """Set a lane aside; its context is made anew meanwhile.
+    def _pass_on(self, lane: Lane) -> bool:
+        """Give a lane to whoever waits for one; called in its thread as well."""
+        waiter = self._next_waiter() if not self._paused else None
+        if waiter is None:
+            return False
+        waiter(lane)
+        return True
+
+    def _next_waiter(self) -> Callable[[Lane], None] | None:
+        try:
+            return self._waiters.popleft()
+        except IndexError:
+            return None
+
+    def stand_in(self, lane: Lane) -> Lane | None:
+        """Return a spare of a lane's engine, lent from now on; None: there is none now.
+
+        May be called in any thread.
+        """
+        for spare in list(self._spares):
+            if spare.engine is lane.engine and self._remove_spare(spare):
+                return spare
+        return None
+
+    def retire(self, lane: Lane, reason: str, kind: str) -> None:
+        """Set a lane aside that was lent; its context is made anew meanwhile.
+
+        A spare goes into service for it, unless one stands in for it already.
 
         Args:
-            lane: that was lent.
+            lane: to set aside.
             reason: for the log.
             kind: of failure, for the count.
-
-        Returns:
-            A spare that steps in, lent as the lane was; None: there is none now.
         """
         log.warning("lane set aside", extra={"lane": lane.name, "kind": kind, "reason": reason})
         self._aside.add(lane)
         self._tasks.begin(self._mend(lane, kind))
-        spare = next((spare for spare in self._spares if spare.engine is lane.engine), None)
-        if spare is not None:
-            self._spares.remove(spare)
-        return spare
+        wanted = self._service[id(lane.engine)]
+        if self._in_service(lane.engine) < wanted and (spare := self.stand_in(lane)) is not None:
+            self.give_back(spare)
 
     async def check(self, lane: Lane) -> str:
         """Return what is wrong with a lane that was lent, or nothing.
@@ -142,7 +160,8 @@ class LanePool:
             self._idle.remove(lane)
             self._tasks.begin(self._probe(lane, self.give_back))
         for lane in [lane for lane in self._spares if lane.idle_since <= limit][:1]:
-            self._spares.remove(lane)
+            if not self._remove_spare(lane):
+                continue
             self._aside.add(lane)  # meanwhile it may be missed in service
             self._tasks.begin(self._probe(lane, self._place))
 
@@ -192,7 +211,6 @@ class LanePool:
 
     async def _mend(self, lane: Lane, kind: str) -> None:
         self._metrics.rebuilt(kind)
-        await asyncio.sleep(MEND_AFTER_S)
         started = time.monotonic()
         try:
             async with asyncio.timeout(MEND_LIMIT_S):
@@ -217,19 +235,28 @@ class LanePool:
     def _place(self, lane: Lane) -> None:
         """Put a lane that is well into service, or to the spares where its engine has enough."""
         self._aside.discard(lane)
-        out = self._aside.union(self._spares)
-        in_service = sum(one.engine is lane.engine and one not in out for one in self.lanes)
-        if in_service > self._service[id(lane.engine)]:
+        if self._in_service(lane.engine) > self._service[id(lane.engine)]:
             self._spares.append(lane)
         else:
             self.give_back(lane)
 
+    def _in_service(self, engine: Engine) -> int:
+        out = self._aside.union(self._spares)
+        return sum(lane.engine is engine and lane not in out for lane in self.lanes)
+
     async def _probe(self, lane: Lane, then: Callable[[Lane], None]) -> None:
         wrong = await lane.check(self._golden)
-        if not wrong:
+        if wrong:
+            self.retire(lane, wrong, "probe")
+        else:
             then(lane)
-        elif (spare := self.retire(lane, wrong, "probe")) is not None:
-            then(spare)
+
+    def _remove_spare(self, spare: Lane) -> bool:
+        try:
+            self._spares.remove(spare)
+        except ValueError:  # another thread was faster
+            return False
+        return True
 
     def _lose(self, reason: str) -> None:
         self.on_lost(reason)  # which is set after the pool is made

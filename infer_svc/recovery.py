@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from infer_svc.backends.errors import DeviceLost, OutOfMemory
-from infer_svc.lane import Batch, BatchResult, Lane
+from infer_svc.lane import Batch, BatchResult, Lane, Run
 from infer_svc.metrics import ModelMetrics
 from infer_svc.pool import LanePool
 from infer_svc.queue import Entry
@@ -42,17 +42,59 @@ class Attempt:
 
     entries: list[Entry]
     batch: Batch
-    lane: Lane
-    result: BatchResult
+    run: Run
     step: str = ""
     """Rung of the ladder that it is part of; empty: the first run."""
     trace: bytes = b""
     """Binary trace context of its span; empty: it has none."""
 
     @property
+    def lane(self) -> Lane:
+        """Return where it ran."""
+        return self.run.lane
+
+    @property
+    def result(self) -> BatchResult:
+        """Return what came of it."""
+        return self.run.result
+
+    @property
     def error(self) -> BaseException | None:
         """Return why it failed; None: it did not."""
         return self.result.error
+
+
+class Failover:
+    """Finds another lane for a batch that failed; asked in the thread of the lane where it did.
+
+    Args:
+        recovery: of the model.
+        lane: where the batch runs first.
+        entries: of the batch.
+    """
+
+    def __init__(self, recovery: "Recovery", lane: Lane, entries: Sequence[Entry]) -> None:
+        self.begun: asyncio.Future[Attempt | None] | None = None
+        """The second attempt, where no spare was left and the next free lane makes it."""
+        self._recovery = recovery
+        self._lane = lane
+        self._entries = entries
+
+    def __call__(self, error: BaseException) -> Lane | None:
+        """Return a spare that stands in at once, if there is one."""
+        if isinstance(error, InvalidInput | DeviceLost | OutOfMemory):
+            return None
+        if not any(map(is_waiting, self._entries)):
+            return None
+        spare = self._recovery.pool.stand_in(self._lane)
+        if spare is None:
+            self.begun = self._recovery.begin(self._entries, "retry")
+        return spare
+
+
+def is_waiting(entry: Entry) -> bool:
+    """Tell whether somebody waits for an entry, and has time to."""
+    return not entry.future.done() and entry.request.deadline > time.monotonic()
 
 
 class Recovery:
@@ -81,7 +123,7 @@ class Recovery:
         serving: Callable[[bool], None] = lambda serving: None,
     ) -> None:
         self._name = name
-        self._pool = pool
+        self.pool = pool
         self._finish = finish
         self._fit = fit
         self._note = note
@@ -101,7 +143,13 @@ class Recovery:
         if self._failures:
             self._count(failed=False)
 
-    def settle(self, attempt: Attempt) -> None:
+    def stood_in(self, failed: Attempt, again: Attempt) -> None:
+        """Take care of the lane of a failed attempt that another one made up for."""
+        self._metrics.climbed("retry")
+        self._metrics.failed_over(again.result.began - failed.result.ended)
+        self._retire(failed, str(failed.error))
+
+    def settle(self, attempt: Attempt, failover: "Failover") -> None:
         """Answer the requests of a failed attempt, sooner or later; its lane is taken care of."""
         error = attempt.error
         if isinstance(error, InvalidInput):
@@ -109,39 +157,47 @@ class Recovery:
         elif isinstance(error, DeviceLost):
             self._lose(str(error))
         elif isinstance(error, OutOfMemory) and len(attempt.entries) > 1:
-            self._pool.give_back(attempt.lane)
+            self.pool.give_back(attempt.lane)
             self._tasks.begin(self._halve(attempt.entries, "split"))
+        elif attempt.step:  # it was the second
+            self._tasks.begin(self._retry(attempt, LANE_TRIES - 1))
         else:
-            # Begun here, not by the task: under load that would come a millisecond or two later.
-            spare = self._retire(attempt, str(error))
-            begun = self._begin(attempt.entries, "retry", spare) if spare is not None else None
-            self._tasks.begin(self._retry(attempt, begun))
+            begun = failover.begun or self.begin(attempt.entries, "retry")
+            self.pool.serve()
+            self._retire(attempt, str(error))
+            self._tasks.begin(self._first_retry(attempt, begun))
 
-    async def _retry(self, failed: Attempt, begun: asyncio.Future[Attempt] | None) -> None:
-        """Run a batch on other lanes, until one is well and still fails: then it is the batch."""
-        for left in reversed(range(LANE_TRIES)):
-            if begun is None:
-                attempt = await self._attempt(failed.entries, "retry")
-            else:
-                attempt = await self._ended(begun)
+    async def _first_retry(self, failed: Attempt, begun: asyncio.Future[Attempt | None]) -> None:
+        attempt = await self._ended(begun)
+        if attempt is None:
+            return
+        self._metrics.failed_over(attempt.result.began - failed.result.ended)
+        if not self._done(attempt):
+            await self._retry(attempt, LANE_TRIES - 1)
+
+    async def _retry(self, failed: Attempt, left: int) -> None:
+        """Run a batch that failed twice on so many other lanes, until one that is well fails, too.
+
+        Then it is the batch.
+        """
+        while True:
+            wrong = await self.pool.check(failed.lane)
+            if not wrong:
+                self.pool.give_back(failed.lane)
+                await self._isolate(failed.entries, failed)
+                return
+            self._retire(failed, wrong)
+            if not left:  # it is this replica's fault: another one may do it
+                failed.result.error = self._unwell(wrong)
+                self._finish(failed)
+                return
+            attempt = await self._attempt(failed.entries, "retry")
             if attempt is None:
                 return
             self._metrics.failed_over(attempt.result.began - failed.result.ended)
             if self._done(attempt):
                 return
-            wrong = await self._pool.check(attempt.lane)
-            if not wrong:
-                self._pool.give_back(attempt.lane)
-                await self._isolate(attempt.entries, attempt)
-                return
-            spare = self._retire(attempt, wrong)
-            begun = None
-            if spare is not None:
-                self._pool.give_back(spare)
-            if not left:  # it is this replica's fault: another one may do it
-                attempt.result.error = self._unwell(wrong)
-                self._finish(attempt)
-            failed = attempt
+            failed, left = attempt, left - 1
 
     async def _isolate(self, entries: list[Entry], failed: Attempt) -> None:
         """Run a batch in smaller and smaller parts, so that the innocent are answered."""
@@ -179,7 +235,7 @@ class Recovery:
             if attempt is None or self._done(attempt):
                 continue
             if isinstance(attempt.error, OutOfMemory) and len(attempt.entries) > 1:
-                self._pool.give_back(attempt.lane)
+                self.pool.give_back(attempt.lane)
                 await self._halve(attempt.entries, step)
                 continue
             await self._return(attempt)
@@ -187,31 +243,42 @@ class Recovery:
 
     async def _attempt(self, entries: Sequence[Entry], step: str) -> Attempt | None:
         """Run what still waits of some entries on the next free lane; None: nothing does."""
-        begun = self._begin(entries, step, await self._pool.wait())
-        return await self._ended(begun) if begun is not None else None
+        begun = self.begin(entries, step)
+        self.pool.serve()
+        return await self._ended(begun)
 
-    async def _ended(self, begun: asyncio.Future[Attempt]) -> Attempt:
+    async def _ended(self, begun: asyncio.Future[Attempt | None]) -> Attempt | None:
         attempt = await begun
-        self._note(attempt)
+        if attempt is not None:
+            self._note(attempt)
         return attempt
 
-    def _begin(
-        self, entries: Sequence[Entry], step: str, lane: Lane
-    ) -> asyncio.Future[Attempt] | None:
-        """Run what still waits of some entries on a lane that is lent; None: nothing does."""
-        alive = self._fit(entries)
-        if not alive:
-            self._pool.give_back(lane)
-            return None
-        self._metrics.climbed(step)
-        batch = Batch([entry.tensors for entry in alive], [entry.rows for entry in alive])
-        done: asyncio.Future[Attempt] = asyncio.get_running_loop().create_future()
+    def begin(self, entries: Sequence[Entry], step: str) -> asyncio.Future[Attempt | None]:
+        """Run what still waits of some entries as soon as a lane is free; in any thread."""
+        loop = self.pool.lanes[0].loop
+        ended: asyncio.Future[Attempt | None] = loop.create_future()
 
-        def finish(result: BatchResult) -> None:
-            done.set_result(Attempt(alive, batch, lane, result, step))
+        def nothing(lane: Lane) -> None:
+            self.pool.give_back(lane)
+            ended.set_result(None)
 
-        lane.submit(batch, finish)
-        return done
+        def run(lane: Lane) -> None:
+            alive = [entry for entry in entries if is_waiting(entry)]
+            if len(alive) < len(entries):
+                loop.call_soon_threadsafe(self._fit, entries)
+            if not alive:
+                loop.call_soon_threadsafe(nothing, lane)
+                return
+            batch = Batch([entry.tensors for entry in alive], [entry.rows for entry in alive])
+
+            def finish(runs: list[Run]) -> None:
+                self._metrics.climbed(step)
+                ended.set_result(Attempt(alive, batch, runs[0], step))
+
+            lane.submit(batch, finish)
+
+        self.pool.lend(run)
+        return ended
 
     def _done(self, attempt: Attempt) -> bool:
         """Tell whether an attempt needs no other, and answer it then."""
@@ -225,15 +292,17 @@ class Recovery:
         return False
 
     def _answer(self, attempt: Attempt) -> None:
-        self._pool.give_back(attempt.lane)
+        if not attempt.run.passed_on:
+            self.pool.give_back(attempt.lane)
         self._finish(attempt)
 
     async def _return(self, attempt: Attempt) -> bool:
         """Give a lane back on which a suspect failed, or set it aside; tell whether it is well."""
-        wrong = await self._pool.check(attempt.lane)
-        lane = self._retire(attempt, wrong) if wrong else attempt.lane
-        if lane is not None:
-            self._pool.give_back(lane)
+        wrong = await self.pool.check(attempt.lane)
+        if wrong:
+            self._retire(attempt, wrong)
+        else:
+            self.pool.give_back(attempt.lane)
         return not wrong
 
     def _unwell(self, reason: str) -> StageUnavailable:
@@ -242,14 +311,13 @@ class Recovery:
             f"{reason}"
         )
 
-    def _retire(self, attempt: Attempt, reason: str) -> Lane | None:
-        """Set a lane aside; return a spare that is lent in its place, or None."""
-        spare = self._pool.retire(attempt.lane, reason, attempt.step or "batch")
+    def _retire(self, attempt: Attempt, reason: str) -> None:
+        """Set a lane aside; a spare goes into service in its place, if one is left."""
+        self.pool.retire(attempt.lane, reason, attempt.step or "batch")
         self._count(failed=True)
         bad = self._failures
         if len(self._window) >= WINDOW_BATCHES and bad > WINDOW_SHARE * len(self._window):
             self._reload(f"{bad} of {len(self._window)} batches failed within {WINDOW_S:.0f} s")
-        return spare
 
     def _count(self, *, failed: bool) -> None:
         now = time.monotonic()
@@ -275,7 +343,7 @@ class Recovery:
         self._serving(False)
         try:
             async with asyncio.timeout(RELOAD_LIMIT_S):
-                wrong = await self._pool.reload()
+                wrong = await self.pool.reload()
         except Exception as err:  # noqa: BLE001 whatever it is, only a new process helps
             wrong = f"{type(err).__name__}: {err}"
         self._reloaded = time.monotonic()

@@ -55,8 +55,8 @@ class Pixels(torch.nn.Module):  # type: ignore[misc]
         self._network = make_resnet()
 
     def forward(self, pixels: Any) -> Any:
-        wide = pixels.permute(0, 3, 1, 2).to(self._network.fc.weight.dtype)
-        return self._network(wide / 255)
+        wide = pixels.to(self._network.fc.weight.dtype)  # TensorRT does nothing else with UINT8
+        return self._network(wide.permute(0, 3, 1, 2) / 255)
 
 
 TEXT = replace(BERT, name="language")

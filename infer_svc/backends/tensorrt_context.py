@@ -119,6 +119,9 @@ class TensorRTContext:
     def rebuild(self) -> None:
         """Make the execution context of the last run anew, after a failure; the rest stays.
 
+        The old one ends last: that waits for all work of the GPU, with Python's lock, and what
+        failed is to begin elsewhere before.
+
         Raises:
             EngineError: it cannot be done.
             DeviceLost: as `run`.
@@ -126,10 +129,13 @@ class TensorRTContext:
         try:
             with self._lock, self._gpu.current():
                 self._faults.at("context")
-                if (run := self._runs.pop(self._last, None)) is not None:
-                    self._end(run)
-                self._make(self._last)
-                self._warm_up(self._last)
+                old = self._runs.pop(self._last, None)
+                try:
+                    self._make(self._last)
+                    self._warm_up(self._last)
+                finally:
+                    if old is not None:
+                        self._end(old)
         except EngineError as err:
             self._probe(err)
             raise

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from infer_svc.backends.batch import NO_TIMES, join
 from infer_svc.backends.errors import DeviceLost
 from infer_svc.golden import Golden
-from infer_svc.lane import Batch, BatchResult, Lane
+from infer_svc.lane import Batch, BatchResult, Lane, Run
 from mesh.errors import EngineError
 from mesh.tensor import Tensors, bytes_tensor, unpack
 from tests.conftest import eventually
@@ -45,10 +45,12 @@ class Results:
 
     def __init__(self) -> None:
         self.got: list[BatchResult] = []
+        self.lanes: list[Lane] = []
         self.threads: set[int] = set()
 
-    def __call__(self, result: BatchResult) -> None:
-        self.got.append(result)
+    def __call__(self, runs: list[Run]) -> None:
+        self.got += [run.result for run in runs]
+        self.lanes += [run.lane for run in runs]
         self.threads.add(threading.get_ident())
 
 
@@ -153,6 +155,41 @@ async def test_failure_is_handed_back_and_the_lane_works_on(
     assert failed.error is error
     assert list(failed.payloads) == []
     assert fine.error is None
+
+
+async def test_batch_that_failed_runs_again_at_once_on_the_lane_that_stands_in(
+    context: FakeContext, lane: Lane
+) -> None:
+    spare_context, ran_in, asked = FakeContext(), set[str](), list[BaseException]()
+    spare = Lane("spare", spare_context, asyncio.get_running_loop())
+    error = EngineError("no")
+    context.fail = lambda inputs: error
+    spare_context.fail = lambda inputs: ran_in.add(threading.current_thread().name)
+
+    def stand_in(why: BaseException) -> Lane:
+        asked.append(why)
+        return spare
+
+    results = Results()
+    lane.submit(Batch([rows_of(1)], [1]), results, stand_in)
+    await asyncio.sleep(0)
+    time.sleep(0.2)  # the loop is busy, and the lane needs it not
+    await eventually(lambda: len(results.got) == 2)
+    assert results.lanes == [lane, spare]
+    failed, again = results.got
+    assert (failed.error, again.error, asked) == (error, None, [error])
+    assert ran_in == {"m-0"}
+    assert 0 <= again.began - failed.ended < 0.1
+    spare.close()
+
+
+async def test_batch_that_nobody_stands_in_for_is_handed_back_with_its_error(
+    context: FakeContext, lane: Lane
+) -> None:
+    context.fail = lambda inputs: EngineError("no")
+    results = Results()
+    lane.submit(Batch([rows_of(1)], [1]), results, lambda error: None)
+    await eventually(lambda: results.lanes == [lane])
 
 
 async def test_parts_that_cannot_be_joined_are_an_error_and_the_engine_is_not_asked(

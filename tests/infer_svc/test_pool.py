@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -18,6 +19,14 @@ from tests.conftest import eventually
 from tests.infer_svc.fakes import FakeEngine
 
 KNOWN = {"x": np.array([[7]])}
+
+
+async def lent(pool: LanePool) -> Lane:
+    """Wait for the next free lane."""
+    done: asyncio.Future[Lane] = asyncio.get_running_loop().create_future()
+    pool.lend(done.set_result)
+    pool.serve()
+    return await asyncio.wait_for(done, 5)
 
 
 class Rig:
@@ -37,10 +46,8 @@ class Rig:
         self.pool.on_lost = self.lost.append
 
     def retire(self, lane: Lane) -> None:
-        """Set a lane aside, and let a spare go to work in its place."""
-        spare = self.pool.retire(lane, "broken", "batch")
-        if spare is not None:
-            self.pool.give_back(spare)
+        """Set a lane aside."""
+        self.pool.retire(lane, "broken", "batch")
 
     def context(self, lane: Lane):  # type: ignore[no-untyped-def]
         return lane._context
@@ -72,40 +79,54 @@ async def test_whoever_waits_gets_the_next_lane_before_new_work(rig: Rig) -> Non
     taken = [rig.pool.take() for _ in range(4)]
     freed: list[bool] = []
     rig.pool.on_free = lambda: freed.append(True)
-    waiter = asyncio.create_task(rig.pool.wait())
-    await asyncio.sleep(0)
+    got: list[Lane] = []
+    rig.pool.lend(got.append)
     rig.pool.give_back(taken[2])
-    assert await waiter is taken[2]
+    assert got == [taken[2]]
     assert freed == []
     rig.pool.give_back(taken[2])
     assert freed == [True]
 
 
-async def test_lane_for_somebody_who_gave_up_goes_to_the_next(rig: Rig) -> None:
-    lane, *_ = [rig.pool.take() for _ in range(4)]
-    first, second = asyncio.create_task(rig.pool.wait()), asyncio.create_task(rig.pool.wait())
-    await asyncio.sleep(0)
-    first.cancel()
-    await asyncio.sleep(0)
-    rig.pool.give_back(lane)
-    assert await second is lane
-    third = asyncio.create_task(rig.pool.wait())
-    await asyncio.sleep(0)
-    rig.pool.give_back(lane)
-    third.cancel()  # when the lane was its already
-    await asyncio.gather(third, return_exceptions=True)
-    assert rig.pool.take() is lane
+async def test_free_lane_is_lent_by_whoever_lives_in_the_loop(rig: Rig) -> None:
+    got: list[Lane] = []
+    rig.pool.lend(got.append)
+    assert got == []
+    rig.pool.serve()
+    assert got[0] in rig.lanes
+    assert rig.pool.busy == 1
 
 
 async def test_spare_of_the_same_engine_steps_in_at_once(rig: Rig) -> None:
-    lanes = [rig.pool.take() for _ in range(4)]
-    for lane in lanes:
-        context = rig.context(lane)
-        context.fail_rebuild = lambda: EngineError("held")
+    for _ in rig.lanes:
+        rig.pool.take()
     for lane in (rig.lanes[3], rig.lanes[0]):
-        spare = rig.pool.retire(lane, "broken", "batch")
-        assert spare is rig.spares[rig.lanes.index(lane) // 2]
+        rig.context(lane).fail_rebuild = lambda: EngineError("held")
+        rig.retire(lane)
+        assert rig.pool.take() is rig.spares[rig.lanes.index(lane) // 2]
     assert not rig.pool.has_idle
+
+
+async def test_spare_that_stands_in_is_lent_and_no_other_steps_in(rig: Rig) -> None:
+    lane = rig.pool.take()
+    spare = rig.pool.stand_in(lane)
+    assert spare is rig.spares[rig.lanes.index(lane) // 2]
+    assert rig.pool.stand_in(lane) is None
+    assert rig.pool.busy == 2
+    rig.context(lane).fail_rebuild = lambda: EngineError("held")
+    rig.retire(lane)
+    assert rig.pool.busy == 1
+
+
+async def test_spares_are_lent_to_one_thread_each() -> None:
+    engine, loop = FakeEngine(), asyncio.get_running_loop()
+    lane, *spares = [Lane(f"m-{index}", engine, loop) for index in range(51)]
+    pool = LanePool([lane], spares, None, ModelMetrics("m", 1, 1))
+    with ThreadPoolExecutor(8) as threads:
+        got = list(threads.map(lambda _: pool.stand_in(lane), range(60)))
+    assert sorted(one.name for one in got if one) == sorted(spare.name for spare in spares)
+    for one in pool.lanes:
+        one.close()
 
 
 async def test_mended_lane_becomes_the_spare(rig: Rig) -> None:
@@ -127,7 +148,7 @@ async def test_without_a_spare_the_mended_lane_goes_back_to_work() -> None:
     lane = Lane("m-0", engine, asyncio.get_running_loop())
     pool = LanePool([lane], [], None, ModelMetrics("m", 1, 1))
     pool.retire(pool.take(), "broken", "batch")
-    assert await asyncio.wait_for(pool.wait(), 5) is lane
+    assert await lent(pool) is lane
     lane.close()
 
 
@@ -160,12 +181,12 @@ async def test_reload_waits_for_running_work_and_opens_every_lane_anew(rig: Rig)
     reloading = asyncio.create_task(rig.pool.reload())
     await eventually(lambda: not rig.pool.has_idle)
     assert [engine.reloaded for engine in rig.engines] == [0, 0]
-    waiting = asyncio.create_task(rig.pool.wait())
+    waiting = asyncio.create_task(lent(rig.pool))
     rig.pool.give_back(lane)
     assert await asyncio.wait_for(reloading, 5) == ""
     assert [engine.reloaded for engine in rig.engines] == [1, 1]
     assert [len(engine.contexts) for engine in rig.engines] == [6, 6]
-    assert await asyncio.wait_for(waiting, 5) in rig.pool.lanes
+    assert await waiting in rig.pool.lanes
     assert rig.pool.is_whole
     assert rig.pool.busy == 1
 
@@ -242,7 +263,7 @@ async def test_spare_that_was_being_checked_steps_in_afterwards() -> None:
     small.probe_idle(0.0)
     await eventually(lambda: bool(engine.contexts[1].running))
     small.retire(lane, "broken", "batch")
-    assert await asyncio.wait_for(small.wait(), 5) is lane
+    assert await lent(small) is lane
     engine.contexts[1].release()
     await eventually(lambda: small.is_whole)
     assert small.busy == 1

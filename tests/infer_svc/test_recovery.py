@@ -110,6 +110,54 @@ async def test_failed_batch_is_answered_by_another_lane_and_the_lane_is_mended()
         assert m.lost == []
 
 
+async def test_batch_that_fails_while_no_spare_is_left_runs_on_the_next_free_lane() -> None:
+    async with rig() as m:
+        spare = m.pool.stand_in(m.lanes[0])
+        assert spare is not None
+        m.fail(fail=times(1))
+        assert await m.ask_together(range(4)) == [1, 2, 3, 4]
+        assert m.metrics.steps == {"retry": 1}
+        m.pool.give_back(spare)
+        await eventually(lambda: m.pool.is_whole)
+
+
+async def test_next_free_lane_takes_a_failed_batch_while_the_loop_is_busy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with rig(max_rows=1) as m:
+        assert m.pool.stand_in(m.lanes[0]) is not None
+        late: list[float] = []
+        monkeypatch.setattr(m.metrics, "failed_over", late.append)
+        m.pool._idle.reverse()  # the first lane gets the first batch
+        for context in m.contexts[:2]:
+            context.hold()
+        m.fail(0, fail=times(1))
+        m.fail(1, fail=lambda inputs: time.sleep(0.1))
+        calls = [asyncio.ensure_future(m.ask(value)) for value in (1, 2)]
+        await eventually(lambda: all(context.running for context in m.contexts[:2]))
+        for context in m.contexts[:2]:
+            context.release()
+        time.sleep(0.5)
+        assert await asyncio.gather(*calls) == [2, 3]
+        assert len(late) == 1
+        assert late[0] < 0.3
+
+
+async def test_nobody_stands_in_for_a_batch_whose_callers_gave_up() -> None:
+    async with rig() as m:
+        m.contexts[0].hold()
+        m.contexts[1].hold()
+        call = asyncio.ensure_future(m.ask(1))
+        await eventually(lambda: any(context.running for context in m.contexts))
+        m.fail(fail=times(1))
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        for context in m.contexts:
+            context.release()
+        await eventually(lambda: m.metrics.batch_failures.total() == 1 and m.pool.is_whole)
+        assert m.metrics.steps == {}
+
+
 async def test_every_kind_of_error_of_a_lane_is_survived() -> None:
     async with rig() as m:
         for error in (EngineError("x"), ValueError("x"), MemoryError("x"), RuntimeError("x")):
