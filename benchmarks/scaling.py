@@ -8,7 +8,7 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -81,6 +81,7 @@ def load(
     seconds: float,
     environment: Mapping[str, str] = NOTHING,
     clients: int = 0,
+    options: Sequence[str] = (),
     **processes: int,
 ) -> Run:
     """Load a mesh as hard as clients can.
@@ -92,10 +93,11 @@ def load(
         seconds: of the measurement.
         environment: of the mesh.
         clients: processes that ask; 0: one for every four cores.
+        options: of `trtmesh up` beside.
         processes: of the services; others have as many as the cores are worth, infer one.
     """
     counts = {name: processes.get(name) or workers(name, 0) for name in SERVICES}
-    start = partial(start_mesh, processes=counts, environment=environment)
+    start = partial(start_mesh, processes=counts, environment=environment, options=options)
     system = replace(BY_NAME[work], name=f"scaling-{hops}", start=start)
     clients = clients or max(1, len(os.sched_getaffinity(0)) // CORES_PER_CLIENT)
     with system.serve(place) as (pid, address), ThreadPoolExecutor(clients) as pool:

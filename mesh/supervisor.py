@@ -1,7 +1,7 @@
 """The processes of a mesh on one machine: which there are, and how they find each other."""
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mesh.crew import GRACE_S, Child, Crew
@@ -26,6 +26,8 @@ class Supervisor:
         report: called with one line for each event worth telling.
         tcp: the stages listen at free ports of 127.0.0.1 and share no memory, as if each was on a
             machine of its own.
+        gpus: as `CUDA_VISIBLE_DEVICES` names them; each process of infer sees one, in turn. None
+            given: each sees all.
     """
 
     def __init__(
@@ -36,8 +38,10 @@ class Supervisor:
         gateway: str,
         report: Callable[[str], None],
         tcp: bool = False,
+        gpus: Sequence[str] = (),
     ) -> None:
         self._tcp = tcp
+        self._gpus = gpus
         self._sockets = tempfile.TemporaryDirectory(prefix=SOCKETS)
         self._hold = PortHold(gateway)
         children = self._plan(models.resolve(), workers, dict(environment), gateway)
@@ -77,8 +81,10 @@ class Supervisor:
                 own = {f"{prefix}_BIND": bind, f"{prefix}_MODELS": str(models)}
                 if stage != "infer":
                     own[f"{prefix}_WORKERS"] = "1"
-                elif self._tcp:
-                    own["INFER_ARENA_MBYTES"] = "0"
+                else:
+                    own |= {"INFER_ARENA_MBYTES": "0"} if self._tcp else {}
+                    if self._gpus:
+                        own["CUDA_VISIBLE_DEVICES"] = self._gpus[index % len(self._gpus)]
                 # Stages send their spans to the gateway's store, unless told another place.
                 traces = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{gateway}"}
                 name = f"{stage}-{index}"

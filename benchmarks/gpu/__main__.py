@@ -1,4 +1,7 @@
-"""`python -m benchmarks.gpu [PART ...]`: all parts or those named, each with its result file."""
+"""`python -m benchmarks.gpu [PART ...]`: all parts or those named, each with its result file.
+
+Part `two` needs two GPUs, and is left out where it is not named and there is one.
+"""
 
 import importlib
 import sys
@@ -10,9 +13,10 @@ import uvloop
 
 from benchmarks.environment import keep
 from benchmarks.gpu.served import show
+from infer_svc.backends.cuda import visible_gpus
 from mesh.process import tune
 
-PARTS = ("inside", "reference", "recovery", "start", "through")
+PARTS = ("inside", "reference", "recovery", "start", "through", "two")
 
 
 def main(parts: list[str]) -> None:
@@ -21,7 +25,7 @@ def main(parts: list[str]) -> None:
     if unknown:
         raise SystemExit(f"parts {sorted(unknown)} came, there are {PARTS}")
     with tempfile.TemporaryDirectory() as folder:
-        for part in parts or PARTS:
+        for part in parts or (PARTS if visible_gpus() > 1 else PARTS[:-1]):
             began = time.perf_counter()
             module = importlib.import_module(f"benchmarks.gpu.{part}")
             figures = uvloop.run(module.measure(Path(folder)))

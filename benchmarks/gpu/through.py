@@ -67,29 +67,29 @@ PICTURES = Network(
 
 async def measure(root: Path) -> dict[str, Any]:
     """Return the figures of texts and of pictures."""
-    words = _Work(root, TEXT, "text", texts())
+    words = Work(root, TEXT, "text", texts())
+    found: dict[str, Any] = {"gpu": device(0).name}
     bare = words.bare()
-    found: dict[str, Any] = {"gpu": device(0).name, "text": {"bare_per_s": bare}}
-    for infer in (1, 2):
-        for name in ("mesh-text", "mesh-stream-text"):
-            found["text"][f"{name}, infer={infer}"] = await words.through(
-                name, bare, infer=infer, preprocess=TOKENIZERS, gateway=GATEWAYS, postprocess=2
-            )
-    files = _Work(root, PICTURES, "jpeg", pictures())
+    found["text"] = {"bare_per_s": bare} | {
+        name: await words.through(
+            name, bare, preprocess=TOKENIZERS, gateway=GATEWAYS, postprocess=2
+        )
+        for name in ("mesh-text", "mesh-stream-text")
+    }
+    files = Work(root, PICTURES, "jpeg", pictures())
     bare = files.bare()
     found["pictures"] = {"bare_per_s": bare}
     for name in ("mesh", "mesh-stream"):
-        one = await files.through(name, bare, infer=1, preprocess=1)
+        one = await files.through(name, bare, preprocess=1)
         limit = min(bare, DECODERS * one["per_s"])
-        found["pictures"][f"{name}, one decoder"] = one
-        for infer in (1, 2):
-            found["pictures"][f"{name}, infer={infer}"] = await files.through(
-                name, limit, infer=infer, preprocess=DECODERS, postprocess=2
-            )
+        found["pictures"] |= {
+            f"{name}, one decoder": one,
+            name: await files.through(name, limit, preprocess=DECODERS, postprocess=2),
+        }
     return found
 
 
-class _Work:
+class Work:
     """One network as a pipeline."""
 
     def __init__(self, root: Path, network: Network, kind: str, payloads: list[bytes]) -> None:
@@ -114,12 +114,15 @@ class _Work:
         alone.close()
         return round(rate)
 
-    async def through(self, system: str, limit: float, **processes: int) -> dict[str, Any]:
+    async def through(
+        self, system: str, limit: float, clients: int = CLIENTS, **processes: int
+    ) -> dict[str, Any]:
         """Return the rate through all services, to a limit, and the CPU time of each."""
         cache = {"INFER_ENGINE_CACHE": str(self._root / "engines")}
         run = await asyncio.to_thread(
-            load, self._place, system, "shared", SECONDS, cache, CLIENTS, **processes
-        )
+            load, self._place, system, "shared", SECONDS, cache, clients, ["--gpu-each"],
+            **processes,
+        )  # fmt: skip
         made = {
             "processes": run.processes, "per_s": round(run.per_s),
             "to_limit": round(run.per_s / limit, 3),

@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,12 +133,13 @@ def start_mesh(
     name: str,
     processes: Mapping[str, int] = PROCESSES,
     environment: Mapping[str, str] = NOTHING,
+    options: Sequence[str] = (),
 ) -> Start:
     """Start it as `trtmesh up` does; with `tcp` in the name without sockets and shared memory."""
     address = f"127.0.0.1:{port}"
     words = ["-m", "mesh.cli", "up", "--models", str(place.models), "--bind", address]
     words += ["--workers", *(f"{service}={count}" for service, count in processes.items())]
-    words += ["--tcp"] if "tcp" in name else []
+    words += [*options, *(["--tcp"] if "tcp" in name else [])]
     variables = {"GATEWAY_METRICS_PORT": "0", **environment}
     return Start(
         [sys.executable, *words], variables, lambda: asyncio.run(wait_ready(address, READY_S))

@@ -12,9 +12,10 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydantic_settings import BaseSettings
 
+from mesh.cli.cuda_driver import Driver
 from mesh.cli.options import Commands, say
 from mesh.cores import workers
-from mesh.errors import InvalidInput, SettingsError
+from mesh.errors import EngineError, InvalidInput, SettingsError
 from mesh.settings import Workers, load
 from mesh.supervisor import SERVICES, Supervisor
 
@@ -31,6 +32,10 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument(
         "--tcp", action="store_true", help="no sockets and no shared memory: as between machines"
     )
+    parser.add_argument(
+        "--gpu-each", action="store_true",
+        help="each infer process sees one GPU only, in turn; so --workers infer=2 uses two",
+    )  # fmt: skip
     parser.set_defaults(run=run)
 
 
@@ -64,7 +69,7 @@ async def _up(arguments: argparse.Namespace) -> int:
         loop.add_signal_handler(number, stop.set)
     supervisor = Supervisor(
         arguments.models, _workers(arguments.workers), os.environ,  # noqa: TID251 passed on
-        arguments.bind, say, arguments.tcp,
+        arguments.bind, say, arguments.tcp, _gpus() if arguments.gpu_each else (),
     )  # fmt: skip
     started = time.monotonic()
     supervisor.start()
@@ -84,6 +89,21 @@ async def _up(arguments: argparse.Namespace) -> int:
         say(supervisor.failed.result())
         return 2
     return 0
+
+
+def _gpus() -> list[str]:
+    """Return the GPUs of this machine that this process may use.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    try:
+        found = [gpu.uuid for gpu in Driver().gpus()]
+    except (SettingsError, EngineError) as err:
+        raise SettingsError(f"--gpu-each came, and there is no NVIDIA driver: {err}") from err
+    if not found:
+        raise SettingsError("--gpu-each came, and no GPU is visible; see `trtmesh doctor --gpu`")
+    return found
 
 
 class _Counts(BaseSettings):

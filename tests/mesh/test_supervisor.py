@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -89,13 +89,14 @@ async def supervised(
     reports: list[str] | None = None,
     grace_s: float = 5,
     tcp: bool = False,
+    gpus: Sequence[str] = (),
     **replicas: int,
 ) -> AsyncIterator[Supervisor]:
     """Start the fake mesh and wait until every process has begun."""
     environment = {**os.environ, "BOX": str(box.folder)}
     report: Callable[[str], Any] = (reports if reports is not None else []).append
     models = box.folder / "models"
-    supervisor = Supervisor(models, replicas, environment, box.gateway, report, tcp)
+    supervisor = Supervisor(models, replicas, environment, box.gateway, report, tcp, gpus)
     supervisor.start()
     try:
         yield supervisor
@@ -118,6 +119,16 @@ def named(supervisor: Supervisor, name: str) -> Child:
 
 async def all_began(box: Box, count: int = 5) -> None:
     await eventually(lambda: len(box.pids()) >= count, within_s=20)
+
+
+async def test_infer_processes_see_one_gpu_each_in_turn(box: Box) -> None:
+    async with supervised(box, gpus=["GPU-a", "MIG-b"], infer=3) as supervisor:
+        await all_began(box, 7)
+        seen = [env["CUDA_VISIBLE_DEVICES"] for env in box.environments("infer_svc")]
+        assert sorted(seen) == ["GPU-a", "GPU-a", "MIG-b"]
+        assert len(supervisor.children) == 7
+        (other,) = box.environments("preprocess_svc")
+        assert other.get("CUDA_VISIBLE_DEVICES") == os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 async def test_every_replica_gets_its_socket_and_the_gateway_gets_them_all(box: Box) -> None:

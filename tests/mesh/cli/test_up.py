@@ -1,11 +1,17 @@
 """How many processes `trtmesh up` starts; tests/e2e starts them."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from mesh.cli.up import _workers
 from mesh.cores import workers
 from mesh.errors import InvalidInput, SettingsError
 from mesh.supervisor import SERVICES
+from tests.mesh.cli.libcuda import make_libcuda
 
 VARIABLES = [f"{service.upper()}_WORKERS" for service in SERVICES]
 
@@ -43,3 +49,23 @@ def test_variable_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("GATEWAY_WORKERS", "many")
     with pytest.raises(SettingsError, match="GATEWAY_WORKERS"):
         _workers([])
+
+
+def up(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run it, for what is refused at once."""
+    return subprocess.run(
+        [sys.executable, "-m", "mesh.cli", "up", "--gpu-each", *words],
+        env=os.environ | variables, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_gpus_that_there_are_not_cannot_be_had_by_each(tmp_path: Path) -> None:
+    (tmp_path / "libcuda.so.1").write_text("no library")
+    path = str(tmp_path)
+    done = up("--models", path, LD_LIBRARY_PATH=path)
+    assert done.returncode
+    assert "--gpu-each came, and there is no NVIDIA driver: " in done.stderr + done.stdout
+    make_libcuda(tmp_path)
+    done = up("--models", path, LD_LIBRARY_PATH=path, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode
+    assert "--gpu-each came, and no GPU is visible" in done.stderr + done.stdout
