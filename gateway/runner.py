@@ -23,7 +23,8 @@ from mesh.errors import (
 )
 from mesh.host import Host
 from mesh.item import Reply, Request
-from mesh.link import Lease, Link
+from mesh.lease import Lease
+from mesh.link import Link
 from protos.mesh.v1.stage_pb2 import Target
 from protos.mesh.v1.tensor_pb2 import Slot
 

@@ -24,7 +24,8 @@ from mesh.errors import (
 from mesh.fair_queue import FairQueue
 from mesh.hop import send_noted
 from mesh.item import Reply, Request
-from mesh.link import Lease, Link
+from mesh.lease import Lease
+from mesh.link import Link
 from mesh.status import to_status
 from mesh.telemetry import ATTEMPT, child_of, is_sampled, rpc_attributes, write_rpc_span
 from mesh.unary import ask

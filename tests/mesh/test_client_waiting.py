@@ -10,7 +10,7 @@ import pytest
 from mesh.client import ClientLimits, StageClient
 from mesh.errors import DeadlineExceeded, InvalidInput, StageUnavailable
 from mesh.item import Reply, Request
-from mesh.link import Lease
+from mesh.lease import Lease
 from mesh.server import Limits
 from tests.conftest import Replica, echo, eventually, running_client, running_replica
 

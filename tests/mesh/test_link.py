@@ -17,7 +17,8 @@ from mesh.client import StageClient
 from mesh.errors import DeadlineExceeded, MeshError, StageUnavailable
 from mesh.grpc_types import Context
 from mesh.item import Reply, Request
-from mesh.link import Lease, Link
+from mesh.lease import Lease
+from mesh.link import Link
 from mesh.server import Limits
 from protos.mesh.v1.stage_pb2 import Envelope, Fragment, Grant, Item
 from tests.conftest import STAGE, echo, eventually, running_replica
