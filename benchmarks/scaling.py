@@ -1,7 +1,8 @@
 """CPU time per request of each service, and the rate that more preprocess workers give.
 
-`trtmesh size` answers from these figures. They are fitted on the run with the fewest workers; each
-other run is compared with the rate that they predict for it.
+`trtmesh size` answers from these figures. CPU times are those of the run with the most workers,
+where the machine is busiest; how busy a process of preprocess gets is what it was as the only one.
+Each run between is compared with the rate that these predict for it.
 """
 
 import argparse
@@ -23,7 +24,8 @@ from mesh.cores import workers
 from mesh.sizing import HOPS, SERVICES, Costs
 
 SECONDS = 4.0
-WORKERS = (1, 2, 4, 8, 16)
+WORKERS = (1, 2, 3, 4, 8, 16)
+FEWEST_RUNS = 3
 CORES_PER_CLIENT = 4
 MODULES = {
     "gateway": ("gateway", "gateway.worker", "gateway.control"), "preprocess": ("preprocess_svc",),
@@ -63,15 +65,27 @@ def parse(words: list[str]) -> argparse.Namespace:
 def measure(place: Place, pipeline: str, hops: str, counts: list[int], seconds: float) -> Any:
     """Return the figures of a pipeline over a kind of hops."""
     runs = [load(place, WORK[pipeline], hops, seconds, preprocess=count) for count in counts]
-    fitted = runs[0].costs
+    costs = fit(runs[0], runs[-1])
     cores = len(os.sched_getaffinity(0))
-    records = [run.record(fitted.limit(run.processes, cores)) for run in runs]
+    records = [run.record(costs.limit(run.processes, cores)) for run in runs]
     for record in records:
         print(pipeline, hops, record, flush=True)
     return {
-        "cpu_ms": _ms(fitted.services), "client_cpu_ms": round(1e3 * fitted.client, 4),
-        "fitted_on": records[0]["processes"], "runs": records,
+        "cpu_ms": _ms(costs.services), "client_cpu_ms": round(1e3 * costs.client, 4),
+        "busiest_cores": {name: round(busy, 3) for name, busy in costs.busiest.items()},
+        "fitted_on": [records[0]["processes"], records[-1]["processes"]], "runs": records,
     }  # fmt: skip
+
+
+def fit(*runs: Run) -> Costs:
+    """Return the costs of the last run, with how busy a process of each service was in any."""
+    busiest = {
+        name: max(
+            1.0, *(run.per_s * run.costs.services[name] / run.processes[name] for run in runs)
+        )
+        for name in SERVICES
+    }
+    return replace(runs[-1].costs, busiest=busiest)
 
 
 def load(
@@ -126,7 +140,7 @@ def _ms(services: Any) -> dict[str, float]:
 def main(words: list[str]) -> None:
     job = parse(words)
     cores = len(os.sched_getaffinity(0))
-    counts = job.workers or [count for count in WORKERS if count <= cores]
+    counts = job.workers or [count for count in WORKERS if count <= max(cores, FEWEST_RUNS)]
     with tempfile.TemporaryDirectory() as folder:
         place = Place(Path(folder))
         place.prepare()

@@ -1,14 +1,14 @@
 """How many processes a rate needs, and what rate processes and cores take: from CPU time.
 
-A process is busy for its CPU time per request times the rate, and no busier than one core: Python
-runs one thread at a time, and libraries that run beside it wait for it. A machine is busy for the
-sum. Both are the utilization law of queueing theory, U = X · D.
+A process is busy for its CPU time per request times the rate, and no busier than one of its kind
+was seen: for a core, as Python runs one thread at a time, and for what libraries do beside it. A
+machine is busy for the sum. Both are the utilization law of queueing theory, U = X · D.
 """
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,11 @@ class Costs:
     services: Mapping[str, float]
     client: float = 0.0
     """Of whoever asks, where that is on the same machine."""
+    busiest: Mapping[str, float] = field(default_factory=dict)
+    """Cores that a process of a service keeps busy at most; one where it is not named."""
 
     def needed(self, rate: float, load: float) -> dict[str, int]:
-        """Return the processes of each service, each busy for at most a share of the time.
+        """Return the processes of each service, each as busy as a share of what it can be.
 
         Args:
             rate: requests per second.
@@ -36,7 +38,7 @@ class Costs:
         if not rate > 0 or not 0 < load <= 1:
             raise InvalidInput(f"rate {rate:g} and load {load:g} came, wanted over 0, and 0 to 1")
         return {
-            service: max(1, math.ceil(rate * seconds / load))
+            service: max(1, math.ceil(rate * seconds / (load * self._cores(service))))
             for service, seconds in self.services.items()
         }
 
@@ -48,12 +50,15 @@ class Costs:
             cores: that the services have, and the client with them.
         """
         limits = [
-            (processes[service] / seconds, service)
+            (processes[service] * self._cores(service) / seconds, service)
             for service, seconds in self.services.items()
             if seconds
         ]
         whole = sum(self.services.values()) + self.client
         return min([*limits, (cores / whole, "cores")])
+
+    def _cores(self, service: str) -> float:
+        return self.busiest.get(service, 1.0)
 
 
 def read_costs(path: Path, pipeline: str, hops: str) -> tuple[Costs, str]:
@@ -80,6 +85,7 @@ def read_costs(path: Path, pipeline: str, hops: str) -> tuple[Costs, str]:
     try:
         found = figures[pipeline][hops]
         services = {name: found["cpu_ms"][name] / 1e3 for name in SERVICES}
-        return Costs(services, found["client_cpu_ms"] / 1e3), where
+        busiest = {name: float(found["busiest_cores"][name]) for name in SERVICES}
+        return Costs(services, found["client_cpu_ms"] / 1e3, busiest), where
     except (KeyError, TypeError) as err:
         raise SettingsError(f"{path} has no figures of {pipeline!r} over {hops}: {err!r}") from err

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -22,6 +23,10 @@ from protos.mesh.v1.stage_pb2 import Envelope
 
 # On a GPU; else TensorRT-RTX multiplies FP32 matrices in TF32, whatever its builder was told.
 os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
+
+# Who starts the tests in the background of a shell hands them a SIGINT that is ignored, for their
+# children too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 STAGE = "mesh.v1.Infer"
 

@@ -1,6 +1,7 @@
 """How many processes a rate needs, and what they take."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,14 @@ def test_what_is_busy_first_is_the_limit(
     assert (round(rate), busy) == wanted
 
 
+def test_process_that_can_be_busier_than_a_core_is_needed_less_often() -> None:
+    wide = replace(COSTS, busiest={"preprocess": 1.25})
+    assert wide.needed(1000, 1.0)["preprocess"] == 2
+    assert wide.needed(1300, 1.0)["preprocess"] == 3
+    processes = {"gateway": 4, "preprocess": 1, "infer": 1, "postprocess": 1}
+    assert wide.limit(processes, 16) == (625, "preprocess")
+
+
 def test_what_is_needed_takes_the_rate() -> None:
     for rate in (10, 333, 4321):
         assert COSTS.limit(COSTS.needed(rate, 0.7), 1000)[0] >= rate / 0.7
@@ -57,6 +66,7 @@ def write_figures(path: Path, **changes: Any) -> Path:
     found: dict[str, Any] = {
         "cpu_ms": {"gateway": 0.5, "preprocess": 2, "infer": 0.3, "postprocess": 0.2},
         "client_cpu_ms": 0.2,
+        "busiest_cores": {"gateway": 1, "preprocess": 1.25, "infer": 1.5, "postprocess": 1},
     }
     machine = {"cpu": "a CPU", "cores": 4}
     figures = {"bench": {"shared": found | changes}}
@@ -88,9 +98,9 @@ def test_runs_that_the_figures_were_not_fitted_on_are_predicted_within_a_fifth(
     record = json.loads(FIGURES.read_text())
     found = record["figures"][pipeline][hops]
     costs, _ = read_costs(FIGURES, pipeline, hops)
-    others = [run for run in found["runs"] if run["processes"] != found["fitted_on"]]
+    others = [run for run in found["runs"] if run["processes"] not in found["fitted_on"]]
     assert others
     for run in others:
         assert set(run["processes"]) == set(SERVICES)
         predicted, _ = costs.limit(run["processes"], record["environment"]["cores"])
-        assert 0.8 <= run["per_s"] / predicted <= 1.25
+        assert abs(predicted - run["per_s"]) <= 0.2 * run["per_s"]
