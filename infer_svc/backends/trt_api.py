@@ -120,7 +120,9 @@ class Api:
         monitor = Monitor(progress) if progress else None
         with self._heard():
             try:
-                plan = make_plan(self.trt, self._logger, flags, recipe, monitor)
+                plan = make_plan(
+                    self.trt, self._logger, flags, recipe, monitor, self._allow_any_attention
+                )
             except EngineError as err:
                 raise EngineError(f"{self._name()}: {err}; {self.lines.text()}") from err
             if monitor is not None and monitor.error is not None:
@@ -128,6 +130,17 @@ class Api:
             if plan is None:
                 raise EngineError(f"{self._name()} cannot build {onnx}: {self.lines.text()}")
             return bytes(plan)
+
+    def _allow_any_attention(self, network: Any) -> None:
+        """Let attention for whose shapes and types there is no kernel of its own run in parts."""
+        trt = self.trt
+        if not hasattr(trt, "IAttentionInputLayer"):  # there is none
+            return
+        for index in range(network.num_layers):
+            layer = network.get_layer(index)
+            if layer.type == trt.LayerType.ATTENTION_INPUT:
+                layer.__class__ = trt.IAttentionInputLayer  # the bindings give each as an ILayer
+                _let_decompose(layer)
 
     def load(self, plan: bytes) -> Any:
         """Return the engine of a plan.
@@ -314,6 +327,10 @@ class Api:
 
     def _name(self) -> str:
         return f"{self.flavour} {self.version}"
+
+
+def _let_decompose(attention_input: Any) -> None:
+    attention_input.attention.decomposable = True
 
 
 def load_api(*, own_logger: bool = False) -> Api:

@@ -1,6 +1,6 @@
 """From an ONNX file to a serialized engine."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,14 @@ class Recipe:
     detailed: bool
 
 
-def make_plan(trt: Any, logger: Any, flags: int, recipe: Recipe, monitor: Monitor | None) -> Any:
+def make_plan(
+    trt: Any,
+    logger: Any,
+    flags: int,
+    recipe: Recipe,
+    monitor: Monitor | None,
+    prepare: Callable[[Any], None],
+) -> Any:
     """Return TensorRT's memory with the engine, or None; the logger has the reason.
 
     Args:
@@ -37,6 +44,7 @@ def make_plan(trt: Any, logger: Any, flags: int, recipe: Recipe, monitor: Monito
         flags: of the network.
         recipe: what to build.
         monitor: is told of the progress.
+        prepare: does something to the network that was parsed.
 
     Raises:
         EngineError: the file cannot be parsed, or a profile does not fit.
@@ -47,6 +55,7 @@ def make_plan(trt: Any, logger: Any, flags: int, recipe: Recipe, monitor: Monito
     if not parser.parse_from_file(str(recipe.onnx)):
         errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
         raise EngineError(f"cannot parse {recipe.onnx}: {'; '.join(errors)}")
+    prepare(network)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, recipe.workspace_bytes)
     if not recipe.tf32:

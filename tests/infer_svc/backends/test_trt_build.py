@@ -81,7 +81,12 @@ def test_options_reach_the_builder(
     module = SimpleNamespace(**(vars(trt) | {"Builder": Builder}))
     path = one_node(tmp_path / "m.onnx", "Relu")
     recipe = Recipe(path, [RELU_PROFILE], 2**24, tf32, sparsity, detailed)
-    assert make_plan(module, trt.Logger(trt.Logger.ERROR), 0, recipe, None)
+    layers: list[int] = []
+    assert make_plan(
+        module, trt.Logger(trt.Logger.ERROR), 0, recipe, None,
+        lambda network: layers.append(network.num_layers),
+    )  # fmt: skip
+    assert layers == [1]
     assert seen == [(tf32, sparsity, detailed, 2**24)]
 
 

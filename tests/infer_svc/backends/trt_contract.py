@@ -19,7 +19,7 @@ from typing import Any
 NAMES = {
     "engine": "ICudaEngine", "context": "IExecutionContext", "builder": "Builder",
     "network": "INetworkDefinition", "config": "IBuilderConfig", "cache": "IRuntimeCache",
-    "runtime": "Runtime", "inspector": "EngineInspector",
+    "runtime": "Runtime", "inspector": "EngineInspector", "attention_input": "IAttentionInputLayer",
 }  # fmt: skip
 """What an argument that is annotated `Any`, an attribute of `self` or a loop's variable is, by its
 name. A list of them has an s."""

@@ -1,0 +1,1 @@
+"""Text generation: step graphs with a cache that stays where it is."""

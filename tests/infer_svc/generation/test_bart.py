@@ -1,0 +1,86 @@
+"""BART's graphs do what transformers does."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from infer_svc.backends.tensorrt import tensorrt_api
+from infer_svc.generation.bart import Bart
+from mesh.errors import SettingsError
+from tests.infer_svc.generation.networks import Network, Stepper, Tensors, profile, run
+
+NETWORK = Network("bart")
+LENGTH, SOURCE = 32, 12
+ROWS = len(NETWORK.given)
+BEGIN = NETWORK.config["decoder_start_token_id"]
+
+
+def sources() -> Tensors:
+    """Return the sources, filled up to one length."""
+    ids = np.full((ROWS, SOURCE), NETWORK.config["pad_token_id"], np.int64)
+    mask = np.zeros((ROWS, SOURCE), np.int64)
+    for row, given in enumerate(NETWORK.given):
+        ids[row, : len(given)] = given
+        mask[row, : len(given)] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def stepper(dtype: type[Any] = np.float32) -> Stepper:
+    bart, given = Bart(NETWORK.config, NETWORK.weights, dtype), sources()
+    crossed = run(bart.encoder(), given) | {"xlen": given["attention_mask"].sum(1)}
+    return Stepper(bart.step(LENGTH, SOURCE), ROWS, crossed)
+
+
+def test_tokens_are_those_of_transformers_whatever_the_lengths_of_the_sources() -> None:
+    ban = NETWORK.config["eos_token_id"]  # as with min_new_tokens
+    assert stepper().greedy([[BEGIN]] * ROWS, len(NETWORK.made[0]), ban) == NETWORK.made
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 24])
+def test_logits_are_those_of_transformers_in_chunks_of_any_size(chunk: int) -> None:
+    network = stepper()
+    for at in range(0, NETWORK.forced_ids.shape[1], chunk):
+        ids = NETWORK.forced_ids[:, at : at + chunk].tolist()
+        logits = network.step(ids, [at] * ROWS)
+        wanted = NETWORK.forced_logits[:, at + len(ids[0]) - 1]
+        np.testing.assert_allclose(logits, wanted, rtol=0, atol=2e-4)
+
+
+def test_fp16_names_the_same_tokens_nearly_always() -> None:
+    network, same = stepper(np.float16), []
+    for at in range(NETWORK.forced_ids.shape[1]):
+        logits = network.step(NETWORK.forced_ids[:, at : at + 1].tolist(), [at] * ROWS)
+        same.append(logits.argmax(1) == NETWORK.forced_logits[:, at].argmax(1))
+    assert np.mean(same) >= 0.97
+
+
+def test_weights_with_the_prefix_that_some_files_have_are_the_same() -> None:
+    weights = {name.removeprefix("model."): array for name, array in NETWORK.weights.items()}
+    made = [Bart(NETWORK.config, some, np.float32).encoder() for some in (NETWORK.weights, weights)]
+    assert made[0].SerializeToString() == made[1].SerializeToString()
+
+
+def test_tensorrt_builds_both(tmp_path: Path) -> None:
+    bart, path = Bart(NETWORK.config, NETWORK.weights, np.float16), tmp_path / "model.onnx"
+    for model in (bart.encoder(), bart.step(LENGTH, SOURCE)):
+        path.write_bytes(model.SerializeToString())
+        wanted = profile(model, rows=(1, 8, 8), tokens=(1, 1, 16), length=(1, SOURCE, SOURCE))
+        assert len(tensorrt_api().build(path, [wanted])) > 10_000
+
+
+@pytest.mark.parametrize(
+    ("change", "lengths", "match"),
+    [
+        ({"activation_function": "swish"}, (8, 8), "activation 'swish' came"),
+        ({}, (65, 8), "lengths 65 and 8 came, wanted 1 to 64"),
+        ({}, (8, 0), "lengths 8 and 0 came"),
+        ({"decoder_layers": 3}, (8, 8), r"weight 'decoder.layers.2.*' is missing"),
+    ],
+)
+def test_what_it_does_not_know_is_refused(
+    change: dict[str, Any], lengths: tuple[int, int], match: str
+) -> None:
+    with pytest.raises(SettingsError, match=match):
+        Bart(NETWORK.config | change, NETWORK.weights, np.float32).step(*lengths)
