@@ -52,6 +52,9 @@ class Sampling:
                 )
 
 
+GREEDY = Sampling()
+
+
 def choose(logits: Logits, sampling: Sampling, text: Collection[int], position: int) -> int:
     """Return the next token; of equal ones the lowest.
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from infer_svc.backends.trt_build import Profile
+from infer_svc.generation.stepper import OrtStepper
 
 GOLDEN = Path(__file__).parent / "golden"
 Tensors = dict[str, NDArray[Any]]
@@ -42,59 +43,40 @@ class Network:
             self.forced_ids, self.forced_logits = forced["ids"], forced["logits"]
 
 
-class Stepper:
-    """A step graph in ONNX Runtime, with a cache for each row that is written in place.
+def greedy(
+    stepper: OrtStepper, first: Sequence[Sequence[int]], tokens: int, ban: int = -1
+) -> list[list[int]]:
+    """Generate so many tokens after the first ids of each slot, never the banned one."""
+    made: list[list[int]] = [[] for _ in first]
+    ids, start = [list(row) for row in first], [0] * len(first)
+    for _ in range(tokens):
+        logits = stepper.step(0, ids, start)
+        if ban >= 0:
+            logits[:, ban] = -np.inf
+        start = [at + len(row) for at, row in zip(start, ids, strict=True)]
+        ids = [[int(best)] for best in logits.argmax(1)]
+        for row, best in zip(made, ids, strict=True):
+            row.extend(best)
+    return made
 
-    Args:
-        model: the ONNX model.
-        rows: of the cache.
-        fixed: inputs that stay: what the encoder gave.
-    """
 
-    def __init__(self, model: Any, rows: int, fixed: Tensors | None = None) -> None:
-        options = onnxruntime.SessionOptions()
-        self._session = onnxruntime.InferenceSession(model.SerializeToString(), options)
-        self._binding = self._session.io_binding()
-        self.caches: dict[str, Any] = {}
-        dtypes = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-        for tensor in self._session.get_inputs():
-            if tensor.name[:2] not in ("k_", "v_"):
-                continue
-            zeros = np.zeros([rows, *tensor.shape[1:]], dtypes[tensor.type])
-            cache = onnxruntime.OrtValue.ortvalue_from_numpy(zeros)
-            self.caches[tensor.name] = cache
-            self._binding.bind_ortvalue_input(tensor.name, cache)
-            self._binding.bind_ortvalue_output(f"{tensor.name}_out", cache)
-        for name, array in (fixed or {}).items():
-            self._binding.bind_cpu_input(name, array)
-        self._binding.bind_output("logits")
+def agreement(stepper: OrtStepper, network: Network) -> float:
+    """Return how often the best token is that of transformers, after ids that came at random."""
+    same = []
+    for at in range(network.forced_ids.shape[1]):
+        ids = network.forced_ids[:, at : at + 1].tolist()
+        logits = stepper.step(0, ids, [at] * len(ids))
+        same.append(logits.argmax(1) == network.forced_logits[:, at].argmax(1))
+    return float(np.mean(same))
 
-    def step(self, ids: Sequence[Sequence[int]], start: Sequence[int]) -> NDArray[Any]:
-        """Run the next ids of each row, which are not equally many; return logits [B, V]."""
-        count = [len(row) for row in ids]
-        filled = np.zeros((len(ids), max(count)), np.int64)
-        for row, part in enumerate(ids):
-            filled[row, : len(part)] = part
-        self._binding.bind_cpu_input("ids", filled)
-        self._binding.bind_cpu_input("start", np.array(start, np.int64))
-        self._binding.bind_cpu_input("count", np.array(count, np.int64))
-        self._session.run_with_iobinding(self._binding)
-        logits: NDArray[Any] = self._binding.get_outputs()[-1].numpy()
-        return logits
 
-    def greedy(self, first: Sequence[Sequence[int]], tokens: int, ban: int = -1) -> list[list[int]]:
-        """Generate so many tokens after the first ids of each row, never the banned one."""
-        made: list[list[int]] = [[] for _ in first]
-        ids, start = [list(row) for row in first], [0] * len(first)
-        for _ in range(tokens):
-            logits = self.step(ids, start)
-            if ban >= 0:
-                logits[:, ban] = -np.inf
-            start = [at + len(row) for at, row in zip(start, ids, strict=True)]
-            ids = [[int(best)] for best in logits.argmax(1)]
-            for row, best in zip(made, ids, strict=True):
-                row.extend(best)
-        return made
+def assert_logits(stepper: OrtStepper, network: Network, chunk: int) -> None:
+    """Compare with the logits of transformers after ids that come in pieces of a size."""
+    for at in range(0, network.forced_ids.shape[1], chunk):
+        ids = network.forced_ids[:, at : at + chunk].tolist()
+        logits = stepper.step(0, ids, [at] * len(ids))
+        wanted = network.forced_logits[:, at + len(ids[0]) - 1]
+        np.testing.assert_allclose(logits, wanted, rtol=0, atol=2e-4)
 
 
 def profile(model: Any, **sizes: tuple[int, int, int]) -> Profile:

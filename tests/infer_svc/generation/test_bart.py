@@ -8,8 +8,16 @@ import pytest
 
 from infer_svc.backends.tensorrt import tensorrt_api
 from infer_svc.generation.bart import Bart
+from infer_svc.generation.stepper import OrtStepper
 from mesh.errors import SettingsError
-from tests.infer_svc.generation.networks import Network, Stepper, Tensors, profile, run
+from tests.infer_svc.generation.networks import (
+    Network,
+    agreement,
+    assert_logits,
+    greedy,
+    profile,
+    run,
+)
 
 NETWORK = Network("bart")
 LENGTH, SOURCE = 32, 12
@@ -17,43 +25,43 @@ ROWS = len(NETWORK.given)
 BEGIN = NETWORK.config["decoder_start_token_id"]
 
 
-def sources() -> Tensors:
-    """Return the sources, filled up to one length."""
+def stepper(dtype: type[Any] = np.float32) -> OrtStepper:
+    """Return a stepper with a source in each slot."""
+    bart = Bart(NETWORK.config, NETWORK.weights, dtype)
+    step, encoder = bart.step(LENGTH, SOURCE), bart.encoder()
+    made = OrtStepper(step.SerializeToString(), ROWS, encoder.SerializeToString())
+    for slot, given in enumerate(NETWORK.given):
+        made.begin(slot, given)
+    return made
+
+
+def test_sources_of_several_lengths_are_encoded_as_each_alone() -> None:
+    encoder = Bart(NETWORK.config, NETWORK.weights, np.float32).encoder()
     ids = np.full((ROWS, SOURCE), NETWORK.config["pad_token_id"], np.int64)
     mask = np.zeros((ROWS, SOURCE), np.int64)
     for row, given in enumerate(NETWORK.given):
-        ids[row, : len(given)] = given
-        mask[row, : len(given)] = 1
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def stepper(dtype: type[Any] = np.float32) -> Stepper:
-    bart, given = Bart(NETWORK.config, NETWORK.weights, dtype), sources()
-    crossed = run(bart.encoder(), given) | {"xlen": given["attention_mask"].sum(1)}
-    return Stepper(bart.step(LENGTH, SOURCE), ROWS, crossed)
+        ids[row, : len(given)], mask[row, : len(given)] = given, 1
+    together = run(encoder, {"input_ids": ids, "attention_mask": mask})
+    for row, given in enumerate(NETWORK.given):
+        one = np.array([given])
+        alone = run(encoder, {"input_ids": one, "attention_mask": np.ones_like(one)})
+        for name, array in alone.items():
+            found = together[name][row, :, : len(given)]
+            np.testing.assert_allclose(found, array[0], rtol=0, atol=1e-4)
 
 
 def test_tokens_are_those_of_transformers_whatever_the_lengths_of_the_sources() -> None:
     ban = NETWORK.config["eos_token_id"]  # as with min_new_tokens
-    assert stepper().greedy([[BEGIN]] * ROWS, len(NETWORK.made[0]), ban) == NETWORK.made
+    assert greedy(stepper(), [[BEGIN]] * ROWS, len(NETWORK.made[0]), ban) == NETWORK.made
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 24])
 def test_logits_are_those_of_transformers_in_chunks_of_any_size(chunk: int) -> None:
-    network = stepper()
-    for at in range(0, NETWORK.forced_ids.shape[1], chunk):
-        ids = NETWORK.forced_ids[:, at : at + chunk].tolist()
-        logits = network.step(ids, [at] * ROWS)
-        wanted = NETWORK.forced_logits[:, at + len(ids[0]) - 1]
-        np.testing.assert_allclose(logits, wanted, rtol=0, atol=2e-4)
+    assert_logits(stepper(), NETWORK, chunk)
 
 
 def test_fp16_names_the_same_tokens_nearly_always() -> None:
-    network, same = stepper(np.float16), []
-    for at in range(NETWORK.forced_ids.shape[1]):
-        logits = network.step(NETWORK.forced_ids[:, at : at + 1].tolist(), [at] * ROWS)
-        same.append(logits.argmax(1) == NETWORK.forced_logits[:, at].argmax(1))
-    assert np.mean(same) >= 0.97
+    assert agreement(stepper(np.float16), NETWORK) >= 0.97
 
 
 def test_weights_with_the_prefix_that_some_files_have_are_the_same() -> None:

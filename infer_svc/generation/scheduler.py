@@ -1,0 +1,300 @@
+"""Generations in flight: they join and leave between steps, each at its own pace.
+
+A thread owns the network. Between two steps it drops what nobody awaits, lets waiting generations
+into free slots, and runs one piece of one prompt, so that long prompts hold up nobody for long.
+"""
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from asyncio import AbstractEventLoop
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infer_svc.generation.sampling import GREEDY, Sampling, choose
+from infer_svc.generation.stepper import Stepper
+from mesh.errors import DeadlineExceeded, InvalidInput, MeshError, Overloaded, StageUnavailable
+from mesh.fair_queue import FairQueue
+
+log = logging.getLogger(__name__)
+
+PIECE = 64
+"""Ids of a prompt that are run at once."""
+LENGTH, STOP = "length", "stop"
+"""Why a generation ended, as OpenAI's API names it."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked for."""
+
+    ids: Sequence[int]
+    """The text so far, at least one id: of a decoder alone the prompt; after an encoder its start
+    token; and what was generated before, where a generation goes on."""
+    tokens: int
+    """How many more may come."""
+    source: Sequence[int] = ()
+    """For the encoder."""
+    stop: frozenset[int] = frozenset()
+    """Ids that end it; they are not given."""
+    sampling: Sampling = GREEDY
+    deadline: float = math.inf
+    """On the clock of `time.monotonic`."""
+    client: str = ""
+    """Waiting is fair between clients."""
+
+
+@dataclass(eq=False)
+class _Running:
+    """A generation, waiting or in a slot."""
+
+    prompt: Prompt
+    loop: AbstractEventLoop
+    events: "asyncio.Queue[int | str | MeshError]"
+    text: list[int] = field(default_factory=list)
+    done: int = 0
+    """Ids whose keys and values are in the cache."""
+    cancelled: bool = False
+
+    def tell(self, event: int | str | MeshError) -> None:
+        """Hand a token, the reason of the end or an error to whoever awaits it."""
+        self.loop.call_soon_threadsafe(self.events.put_nowait, event)
+
+    @property
+    def is_over(self) -> bool:
+        """Tell whether nobody awaits it any more."""
+        return self.cancelled or self.prompt.deadline <= time.monotonic()
+
+    @property
+    def is_reading(self) -> bool:
+        """Tell whether more than the last id of the text is still to be run."""
+        return self.done < len(self.text) - 1
+
+
+class Scheduler:
+    """Runs generations on a stepper.
+
+    Args:
+        stepper: used by the scheduler's thread only.
+        max_waiting: generations that wait for a slot; more are refused.
+    """
+
+    def __init__(self, stepper: Stepper, max_waiting: int = 1000) -> None:
+        self._stepper = stepper
+        self._max_waiting = max_waiting
+        self._slots: list[_Running | None] = []
+        """The slots in use are the first ones, but for those that were just freed."""
+        self._waiting: FairQueue[_Running] = FairQueue()
+        self._change = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
+        self._thread.start()
+
+    @property
+    def busy(self) -> int:
+        """Slots in use."""
+        return sum(slot is not None for slot in list(self._slots))
+
+    @property
+    def waiting(self) -> int:
+        """Generations that wait for a slot."""
+        return len(self._waiting)
+
+    async def generate(self, prompt: Prompt) -> AsyncGenerator[int | str, None]:
+        """Yield tokens as they come, and at last why there are no more.
+
+        To leave off ends the generation and frees its slot before the next step but one.
+
+        Raises:
+            InvalidInput: no id, no token wanted, or more than a slot holds.
+            Overloaded: too many wait.
+            DeadlineExceeded: its time is over.
+            EngineError: a step failed.
+            StageUnavailable: the scheduler is closed.
+        """
+        self._check(prompt)
+        running = _Running(prompt, asyncio.get_running_loop(), asyncio.Queue(), [*prompt.ids])
+        with self._change:
+            if self._closing:
+                raise StageUnavailable("this replica is going away")
+            if len(self._waiting) >= self._max_waiting:
+                raise Overloaded(f"{self._max_waiting} generations wait already; try again later")
+            self._waiting.push(prompt.client, running)
+            self._change.notify()
+        try:
+            while True:
+                event = await self._next(running)
+                yield event
+                if isinstance(event, str):
+                    return
+        finally:
+            running.cancelled = True
+            with self._change:
+                self._waiting.remove(prompt.client, running)
+
+    def _check(self, prompt: Prompt) -> None:
+        room, source = self._stepper.length, self._stepper.source_length
+        if not prompt.ids or prompt.tokens < 1 or len(prompt.ids) + prompt.tokens > room:
+            raise InvalidInput(
+                f"{len(prompt.ids)} ids and {prompt.tokens} more came, wanted one of each or more, "
+                f"and at most {room} together; ask for fewer tokens or send a shorter text"
+            )
+        if bool(prompt.source) != bool(source) or len(prompt.source) > source:
+            wanted = f"1 to {source}" if source else "none, as there is no encoder"
+            raise InvalidInput(f"a source of {len(prompt.source)} ids came, wanted {wanted}")
+
+    async def _next(self, running: _Running) -> int | str:
+        deadline = running.prompt.deadline
+        left = None if math.isinf(deadline) else max(0.0, deadline - time.monotonic())
+        try:
+            async with asyncio.timeout(left):
+                event = await running.events.get()
+        except TimeoutError:
+            made = len(running.text) - len(running.prompt.ids)
+            raise DeadlineExceeded(f"the time was over after {made} tokens") from None
+        if isinstance(event, MeshError):
+            raise event
+        return event
+
+    def close(self) -> None:
+        """End the thread; what is under way or waits fails."""
+        with self._change:
+            self._closing = True
+            self._change.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while self._wait():
+            self._drop()
+            self._admit()
+            self._compact()
+            self._read()
+            self._write()
+        for running in self._slots:
+            if running is not None:
+                running.tell(StageUnavailable("this replica is going away"))
+        while self._waiting:
+            self._waiting.pop().tell(StageUnavailable("this replica is going away"))
+
+    def _wait(self) -> bool:
+        """Sleep while there is nothing to do; return False at the end."""
+        with self._change:
+            while not (self._closing or self._waiting or any(self._slots)):
+                self._change.wait()
+            return not self._closing
+
+    def _drop(self) -> None:
+        """Free the slots of what nobody awaits any more."""
+        for slot, running in enumerate(self._slots):
+            if running is not None and running.is_over:
+                self._slots[slot] = None
+
+    def _admit(self) -> None:
+        while (slot := self._free()) is not None:
+            with self._change:
+                if not self._waiting:
+                    return
+                running = self._waiting.pop()
+            if running.is_over:
+                continue
+            try:
+                self._stepper.begin(slot, running.prompt.source)
+            except MeshError as err:
+                running.tell(err)
+                continue
+            if slot == len(self._slots):
+                self._slots.append(None)
+            self._slots[slot] = running
+
+    def _free(self) -> int | None:
+        """Return the lowest free slot."""
+        for slot, running in enumerate(self._slots):
+            if running is None:
+                return slot
+        return len(self._slots) if len(self._slots) < self._stepper.slots else None
+
+    def _compact(self) -> None:
+        """Move generations down where that makes a step less wide; other holes cost nothing."""
+        while self._slots and self._slots[-1] is None:
+            self._slots.pop()
+        if _width(self.busy) < _width(len(self._slots)):
+            hole = self._slots.index(None)
+            self._stepper.move(len(self._slots) - 1, hole)
+            self._slots[hole] = self._slots.pop()
+            self._compact()
+
+    def _read(self) -> None:
+        """Run the next piece of one text that is not read yet, the shortest rest first."""
+        reading = [
+            (len(running.text) - running.done, slot)
+            for slot, running in enumerate(self._slots)
+            if running is not None and running.is_reading
+        ]
+        if not reading:
+            return
+        slot = min(reading)[1]
+        running = self._slots[slot]
+        assert running is not None
+        piece = running.text[running.done : -1][:PIECE]
+        if self._stepped(slot, [piece], [running.done]) is not None:
+            running.done += len(piece)
+
+    def _write(self) -> None:
+        """Run a step of all that have read their text, and give each its next token."""
+        rows = self._slots
+        if not any(running is not None and not running.is_reading for running in rows):
+            return
+        ids = [[running.text[running.done]] if running is not None else [0] for running in rows]
+        start = [running.done if running is not None else 0 for running in rows]
+        logits = self._stepped(0, ids, start)
+        if logits is None:
+            return
+        for slot, running in enumerate(rows):
+            if running is None:
+                continue
+            if not running.is_reading:
+                self._take(slot, running, logits[slot])
+            running.done += 1  # one that reads has read an id more, along with the others
+
+    def _take(self, slot: int, running: _Running, logits: NDArray[np.floating]) -> None:
+        """Choose the next token of a generation, and end it where that was the last."""
+        prompt = running.prompt
+        try:
+            token = choose(logits, prompt.sampling, running.text, len(running.text))
+        except MeshError as err:
+            running.tell(err)
+            self._slots[slot] = None
+            return
+        if token in prompt.stop:
+            running.tell(STOP)
+            self._slots[slot] = None
+            return
+        running.text.append(token)
+        running.tell(token)
+        if len(running.text) == len(prompt.ids) + prompt.tokens:
+            running.tell(LENGTH)
+            self._slots[slot] = None
+
+    def _stepped(
+        self, first: int, ids: list[list[int]], start: list[int]
+    ) -> NDArray[np.floating] | None:
+        """Run a step; should it fail, the generations in it fail, and None is returned."""
+        try:
+            return self._stepper.step(first, ids, start)
+        except MeshError as err:
+            log.exception("step failed", extra={"rows": len(ids)})
+            for slot in range(first, first + len(ids)):
+                if (running := self._slots[slot]) is not None:
+                    running.tell(err)
+                    self._slots[slot] = None
+            return None
+
+
+def _width(rows: int) -> int:
+    """Return how many rows are run for so many: the next power of two."""
+    return 1 << (rows - 1).bit_length() if rows else 0

@@ -1,0 +1,281 @@
+"""Generations join and leave as they like, and each gets what it would get alone."""
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from infer_svc.generation.bart import Bart
+from infer_svc.generation.gpt2 import gpt2_step
+from infer_svc.generation.sampling import Sampling
+from infer_svc.generation.scheduler import LENGTH, PIECE, STOP, Prompt, Scheduler
+from infer_svc.generation.stepper import OrtStepper
+from mesh.errors import (
+    DeadlineExceeded,
+    EngineError,
+    InvalidInput,
+    MeshError,
+    Overloaded,
+    StageUnavailable,
+)
+from tests.conftest import eventually
+from tests.infer_svc.generation.networks import Network
+
+GPT2, BART = Network("gpt2"), Network("bart")
+
+
+class CountingStepper:
+    """Says the number of ids that a row has, modulo 100; it can be held, and made to fail."""
+
+    def __init__(self, slots: int = 4, length: int = 500) -> None:
+        self.slots, self.length, self.source_length = slots, length, 0
+        self.caches: list[list[int]] = [[] for _ in range(slots)]
+        self.steps: list[tuple[int, list[int]]] = []
+        """First slot and how many ids each row brought."""
+        self.moves = 0
+        self.fail: Callable[[], MeshError | None] = lambda: None
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def begin(self, slot: int, source: Sequence[int]) -> None:
+        self.caches[slot] = []
+
+    def step(
+        self, first: int, ids: Sequence[Sequence[int]], start: Sequence[int]
+    ) -> NDArray[np.floating[Any]]:
+        assert self.gate.wait(10)
+        self.steps.append((first, [len(row) for row in ids]))
+        if (error := self.fail()) is not None:
+            raise error
+        logits = np.zeros((len(ids), 100), np.float32)
+        for row, (new, at) in enumerate(zip(ids, start, strict=True)):
+            cache = self.caches[first + row]
+            assert at <= len(cache)
+            cache[at:] = new
+            logits[row, len(cache) % 100] = 1
+        return logits
+
+    def move(self, source: int, target: int) -> None:
+        self.moves += 1
+        self.caches[target] = list(self.caches[source])
+
+
+@pytest.fixture
+async def counting() -> AsyncIterator[tuple[Scheduler, CountingStepper]]:
+    stepper = CountingStepper()
+    scheduler = Scheduler(stepper)
+    yield scheduler, stepper
+    stepper.gate.set()
+    await asyncio.to_thread(scheduler.close)
+
+
+async def collect(scheduler: Scheduler, prompt: Prompt) -> tuple[list[int], str]:
+    """Return all tokens, and why there are no more."""
+    events = [event async for event in scheduler.generate(prompt)]
+    tokens = [event for event in events[:-1] if isinstance(event, int)]
+    assert len(tokens) == len(events) - 1
+    return tokens, str(events[-1])
+
+
+@pytest.mark.parametrize("slots", [1, 3, 8])
+async def test_gpt2_says_what_transformers_says_whoever_shares_its_steps(slots: int) -> None:
+    step = gpt2_step(GPT2.config, GPT2.weights, 48, np.float32).SerializeToString()
+    scheduler = Scheduler(OrtStepper(step, slots))
+    chance = random.Random(slots)
+
+    async def ask(index: int) -> None:
+        await asyncio.sleep(chance.random() / 20)
+        tokens = chance.randint(1, len(GPT2.made[index]))
+        given, made = GPT2.given[index], GPT2.made[index]
+        assert await collect(scheduler, Prompt(given, tokens)) == (made[:tokens], LENGTH)
+
+    await asyncio.gather(*(ask(number % 4) for number in range(40)))
+    assert (scheduler.busy, scheduler.waiting) == (0, 0)
+    await asyncio.to_thread(scheduler.close)
+
+
+async def test_bart_says_what_transformers_says_and_goes_on_elsewhere() -> None:
+    bart = Bart(BART.config, BART.weights, np.float32)
+    step, encoder = bart.step(32, 12).SerializeToString(), bart.encoder().SerializeToString()
+    scheduler = Scheduler(OrtStepper(step, 3, encoder))
+    begin, end = BART.config["decoder_start_token_id"], BART.config["eos_token_id"]
+
+    async def ask(index: int, emitted: int) -> list[int]:
+        made = BART.made[index][:emitted]
+        prompt = Prompt([begin, *made], 24 - emitted, BART.given[index], frozenset([end]))
+        return made + (await collect(scheduler, prompt))[0]
+
+    found = await asyncio.gather(*(ask(n % 4, n // 4 * 5) for n in range(16)))
+    for number, tokens in enumerate(found):
+        wanted = BART.made[number % 4]
+        # Greedy here may say the end, which transformers was told not to.
+        assert tokens == wanted[: len(tokens)]
+    assert sum(len(tokens) == 24 for tokens in found) >= 8
+    await asyncio.to_thread(scheduler.close)
+
+
+async def test_random_tokens_are_those_of_the_seed_whoever_shares_the_steps() -> None:
+    step = gpt2_step(GPT2.config, GPT2.weights, 48, np.float32).SerializeToString()
+    sampling = Sampling(temperature=1.0, top_p=0.9, seed=7)
+    prompt = Prompt(GPT2.given[0], 20, sampling=sampling)
+    scheduler = Scheduler(OrtStepper(step, 6))
+    alone = (await collect(scheduler, prompt))[0]
+    others = [
+        Prompt(given, 24, sampling=Sampling(1.0, seed=n)) for n, given in enumerate(GPT2.given)
+    ]
+    found = await asyncio.gather(*(collect(scheduler, each) for each in [*others, prompt]))
+    assert found[-1][0] == alone
+    again = Prompt([*GPT2.given[0], *alone[:8]], 12, sampling=sampling)
+    assert (await collect(scheduler, again))[0] == alone[8:]
+    await asyncio.to_thread(scheduler.close)
+
+
+async def test_token_that_stops_is_not_given(
+    counting: tuple[Scheduler, CountingStepper],
+) -> None:
+    scheduler, _ = counting
+    assert await collect(scheduler, Prompt([1, 2], 9, stop=frozenset([5]))) == ([2, 3, 4], STOP)
+
+
+async def test_long_text_is_read_in_pieces_between_the_steps_of_others(
+    counting: tuple[Scheduler, CountingStepper],
+) -> None:
+    scheduler, stepper = counting
+    stepper.gate.clear()
+    short = asyncio.create_task(collect(scheduler, Prompt([1], 5)))
+    long = asyncio.create_task(collect(scheduler, Prompt([1] * (3 * PIECE), 2)))
+    await eventually(lambda: scheduler.busy == 2)
+    stepper.gate.set()
+    assert (await short)[0] == [1, 2, 3, 4, 5]
+    assert (await long)[0] == [3 * PIECE % 100, (3 * PIECE + 1) % 100]
+    pieces = [at for at, (_, counts) in enumerate(stepper.steps) if counts == [PIECE]]
+    assert len(pieces) >= 2
+    assert pieces[1] - pieces[0] > 1  # a step of the other came between
+
+
+async def test_steps_are_no_wider_than_those_that_are_left_ask_for(
+    counting: tuple[Scheduler, CountingStepper],
+) -> None:
+    scheduler, stepper = counting
+    stepper.gate.clear()
+    lengths = [3, 3, 3, 40]
+    calls = [asyncio.create_task(collect(scheduler, Prompt([1], n))) for n in lengths]
+    await eventually(lambda: scheduler.busy == 4)
+    stepper.gate.set()
+    assert [len((await call)[0]) for call in calls] == lengths
+    assert stepper.moves == 1
+    assert [len(counts) for _, counts in stepper.steps].count(1) >= 36
+
+
+async def test_slot_of_who_leaves_off_is_free_within_two_steps(
+    counting: tuple[Scheduler, CountingStepper],
+) -> None:
+    scheduler, stepper = counting
+    for _ in range(200):
+        tokens = scheduler.generate(Prompt([1], 400))
+        async for _ in tokens:
+            break
+        stepper.gate.clear()
+        await tokens.aclose()
+        before = len(stepper.steps)
+        stepper.gate.set()
+        await eventually(lambda: scheduler.busy == 0)
+        assert len(stepper.steps) - before <= 2
+    assert scheduler.waiting == 0
+
+
+async def test_time_that_is_over_ends_what_runs_and_what_waits(
+    counting: tuple[Scheduler, CountingStepper],
+) -> None:
+    scheduler, stepper = counting
+    stepper.gate.clear()
+    soon = time.monotonic() + 0.1
+    calls = [collect(scheduler, Prompt([1], 10, deadline=soon)) for _ in range(6)]
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [DeadlineExceeded] * 6
+    assert "after 0 tokens" in str(outcomes[0])
+    stepper.gate.set()
+    await eventually(lambda: (scheduler.busy, scheduler.waiting) == (0, 0))
+
+
+async def test_clients_take_turns_for_slots(counting: tuple[Scheduler, CountingStepper]) -> None:
+    scheduler, stepper = counting
+    stepper.gate.clear()
+    order: list[str] = []
+
+    async def ask(client: str) -> None:
+        async for event in scheduler.generate(Prompt([1], 3, client=client)):
+            if event == LENGTH:
+                order.append(client)
+
+    many = [asyncio.create_task(ask("many")) for _ in range(20)]
+    await eventually(lambda: scheduler.waiting == 16)
+    one = asyncio.create_task(ask("one"))
+    await eventually(lambda: scheduler.waiting == 17)
+    stepper.gate.set()
+    await asyncio.gather(*many, one)
+    assert order.index("one") < 10
+
+
+async def test_step_that_fails_fails_those_in_it_and_the_next_ones_are_well(
+    counting: tuple[Scheduler, CountingStepper],
+) -> None:
+    scheduler, stepper = counting
+    left = [EngineError("a step broke")]
+    stepper.fail = lambda: left.pop() if left else None
+    with pytest.raises(EngineError, match="a step broke"):
+        await collect(scheduler, Prompt([1], 3))
+    assert (await collect(scheduler, Prompt([1], 3)))[0] == [1, 2, 3]
+
+
+async def test_more_than_may_wait_are_refused() -> None:
+    stepper = CountingStepper(slots=1)
+    scheduler = Scheduler(stepper, max_waiting=2)
+    stepper.gate.clear()
+    first = asyncio.create_task(collect(scheduler, Prompt([1], 2)))
+    await eventually(lambda: scheduler.busy == 1)
+    others = [asyncio.create_task(collect(scheduler, Prompt([1], 2))) for _ in range(2)]
+    await eventually(lambda: scheduler.waiting == 2)
+    with pytest.raises(Overloaded, match="2 generations wait already"):
+        await collect(scheduler, Prompt([1], 2))
+    stepper.gate.set()
+    await asyncio.gather(first, *others)
+    await asyncio.to_thread(scheduler.close)
+
+
+async def test_closing_tells_those_that_run_and_those_that_wait() -> None:
+    stepper = CountingStepper(slots=1)
+    scheduler = Scheduler(stepper)
+    stepper.gate.clear()
+    calls = [asyncio.create_task(collect(scheduler, Prompt([1], 400))) for _ in range(3)]
+    await eventually(lambda: scheduler.busy == 1 and scheduler.waiting == 2)
+    closing = asyncio.create_task(asyncio.to_thread(scheduler.close))
+    await asyncio.sleep(0.05)
+    stepper.gate.set()
+    await closing
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [StageUnavailable] * 3
+    with pytest.raises(StageUnavailable):
+        await collect(scheduler, Prompt([1], 1))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "match"),
+    [
+        (Prompt([], 1), "0 ids and 1 more came"),
+        (Prompt([1], 0), "1 ids and 0 more came"),
+        (Prompt([1] * 400, 101), "at most 500 together"),
+        (Prompt([1], 1, [5]), "a source of 1 ids came, wanted none"),
+    ],
+)
+async def test_prompt_that_no_slot_can_take_is_refused(
+    counting: tuple[Scheduler, CountingStepper], prompt: Prompt, match: str
+) -> None:
+    with pytest.raises(InvalidInput, match=match):
+        await collect(counting[0], prompt)
