@@ -15,7 +15,7 @@ from mesh.errors import EngineError, SettingsError
 from mesh.tensor import NUMPY_DTYPES, Array, Tensors, TensorSpec
 
 # They derive from Exception only, and have no base of their own.
-_ERRORS = (
+ERRORS = (
     ort_errors.DeviceReset, ort_errors.EngineError, ort_errors.EPFail, ort_errors.Fail,
     ort_errors.InvalidArgument, ort_errors.InvalidGraph, ort_errors.InvalidProtobuf,
     ort_errors.ModelLoadCanceled, ort_errors.ModelRequiresCompilation, ort_errors.NoModel,
@@ -38,7 +38,7 @@ class OnnxRuntimeEngine:
         self._literal = literal
         self._threads = threads
         self._faults = faults
-        self._session = _session(path, threads, literal)
+        self._session = session(path, threads, literal=literal)
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
 
@@ -53,7 +53,7 @@ class OnnxRuntimeEngine:
     def reload(self) -> None:
         """Load the file anew."""
         try:
-            self._session = _session(self._path, self._threads, self._literal)
+            self._session = session(self._path, self._threads, literal=self._literal)
         except SettingsError as err:
             raise EngineError(str(err)) from err
 
@@ -78,7 +78,7 @@ class OnnxRuntimeContext:
             inputs = {name: _each(bytes.decode, array) for name, array in join(parts).items()}
             started = time.perf_counter()
             outputs = self._session.run(self._names, inputs)
-        except _ERRORS as err:
+        except ERRORS as err:
             raise EngineError(f"ONNX Runtime failed the batch: {err}") from err
         self._faults.at("sync")
         elements = sum(array.size for array in inputs.values())
@@ -112,7 +112,17 @@ def load_onnxruntime(
     return OnnxRuntimeEngine(path, threads, faults, literal)
 
 
-def _session(path: Path, threads: int, literal: bool) -> ort.InferenceSession:
+def session(model: Path | bytes, threads: int, *, literal: bool = False) -> ort.InferenceSession:
+    """Return a session on the CPU.
+
+    Args:
+        model: an ONNX file, or what is in one.
+        threads: that one run may use.
+        literal: as for `load_onnxruntime`.
+
+    Raises:
+        SettingsError: it is no model that ONNX Runtime can run.
+    """
     ort.disable_telemetry_events()  # else some builds send usage to their maker
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -124,10 +134,13 @@ def _session(path: Path, threads: int, literal: bool) -> ort.InferenceSession:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return ort.InferenceSession(
-            str(path), sess_options=options, providers=["CPUExecutionProvider"]
+            model if isinstance(model, bytes) else str(model),
+            sess_options=options,
+            providers=["CPUExecutionProvider"],
         )
-    except _ERRORS as err:
-        raise SettingsError(f"ONNX Runtime cannot load {path}: {err}") from err
+    except ERRORS as err:
+        name = "a model" if isinstance(model, bytes) else model
+        raise SettingsError(f"ONNX Runtime cannot load {name}: {err}") from err
 
 
 def _each(convert: Callable[[Any], object], array: Array) -> Array:

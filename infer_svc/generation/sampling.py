@@ -4,7 +4,8 @@ Noise is a function of the seed, the position in the text and the token, so that
 the batch nor where a generation goes on after a failure changes what comes.
 """
 
-from collections.abc import Collection
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,28 +56,29 @@ class Sampling:
 GREEDY = Sampling()
 
 
-def choose(logits: Logits, sampling: Sampling, text: Collection[int], position: int) -> int:
+def choose(logits: Logits, best: int, sampling: Sampling, text: Sequence[int]) -> int:
     """Return the next token; of equal ones the lowest.
 
     Args:
         logits: [V], of the next token; -inf rules one out.
+        best: the token with the largest, the first NaN where there is one: `argmax`.
         sampling: how.
-        text: ids so far, prompt included.
-        position: of the next token in its text.
+        text: ids so far, prompt included; noise is that of their number.
 
     Raises:
         EngineError: a logit is NaN or +inf, or all are -inf.
     """
-    scores = logits.astype(np.float32)
+    if not math.isfinite(top := float(logits[best])):
+        raise EngineError(f"the best logit is {top}, wanted numbers; check the model's precision")
+    scores = logits
     if sampling.repetition_penalty != 1 and text:
-        _penalize(scores, np.unique(np.fromiter(text, np.int64)), sampling.repetition_penalty)
-    if not np.isfinite(best := scores.max()):
-        raise EngineError(f"the best logit is {best}, wanted numbers; check the model's precision")
+        scores = _penalized(logits, np.unique(text), sampling.repetition_penalty)
+        best = int(scores.argmax())
     if sampling.temperature == 0:
-        return int(scores.argmax())
+        return best
     ids = _candidates(scores, sampling)
     # max(score + Gumbel noise) has the distribution of softmax(scores): Gumbel, 1954.
-    noise = -np.log(-np.log(uniform(sampling.seed, position, ids)))
+    noise = -np.log(-np.log(uniform(sampling.seed, len(text), ids)))
     return int(ids[np.argmax(scores[ids].astype(np.float64) / sampling.temperature + noise)])
 
 
@@ -103,14 +105,16 @@ def _mixed(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return value ^ (value >> np.uint64(31))
 
 
-def _penalize(scores: NDArray[np.float32], seen: NDArray[np.int64], penalty: float) -> None:
-    """Make ids less likely, as CTRL does (arXiv:1909.05858, section 4.1)."""
+def _penalized(logits: Logits, seen: NDArray[np.int64], penalty: float) -> NDArray[np.float32]:
+    """Return logits with ids less likely, as CTRL does (arXiv:1909.05858, section 4.1)."""
+    scores = logits.astype(np.float32)
     seen = seen[(seen >= 0) & (seen < len(scores))]
     found = scores[seen]
     scores[seen] = np.where(found > 0, found / penalty, found * penalty)
+    return scores
 
 
-def _candidates(scores: NDArray[np.float32], sampling: Sampling) -> NDArray[np.int64]:
+def _candidates(scores: Logits, sampling: Sampling) -> NDArray[np.int64]:
     """Return the ids that may be chosen, by top_k first and then by top_p."""
     ids = np.flatnonzero(scores > -np.inf)
     if 0 < sampling.top_k < len(ids):

@@ -1,7 +1,7 @@
 """Generations in flight: they join and leave between steps, each at its own pace.
 
 A thread owns the network. Between two steps it drops what nobody awaits, lets waiting generations
-into free slots, and runs one piece of one prompt, so that long prompts hold up nobody for long.
+into free slots, and reads so much of new prompts that it holds up nobody for long.
 """
 
 import asyncio
@@ -9,7 +9,6 @@ import logging
 import math
 import threading
 import time
-from asyncio import AbstractEventLoop
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
@@ -24,7 +23,9 @@ from mesh.fair_queue import FairQueue
 log = logging.getLogger(__name__)
 
 PIECE = 64
-"""Ids of a prompt that are run at once."""
+"""Ids of prompts that are read between two steps."""
+Event = int | str | MeshError
+"""A token, why there are no more, or an error."""
 LENGTH, STOP = "length", "stop"
 """Why a generation ended, as OpenAI's API names it."""
 
@@ -54,16 +55,12 @@ class _Running:
     """A generation, waiting or in a slot."""
 
     prompt: Prompt
-    loop: AbstractEventLoop
-    events: "asyncio.Queue[int | str | MeshError]"
-    text: list[int] = field(default_factory=list)
+    text: list[int]
+    """All ids so far."""
+    events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
     done: int = 0
     """Ids whose keys and values are in the cache."""
     cancelled: bool = False
-
-    def tell(self, event: int | str | MeshError) -> None:
-        """Hand a token, the reason of the end or an error to whoever awaits it."""
-        self.loop.call_soon_threadsafe(self.events.put_nowait, event)
 
     @property
     def is_over(self) -> bool:
@@ -77,7 +74,7 @@ class _Running:
 
 
 class Scheduler:
-    """Runs generations on a stepper.
+    """Runs generations on a stepper. Made in the event loop of whoever asks.
 
     Args:
         stepper: used by the scheduler's thread only.
@@ -92,6 +89,8 @@ class Scheduler:
         self._waiting: FairQueue[_Running] = FairQueue()
         self._change = threading.Condition()
         self._closing = False
+        self._loop = asyncio.get_running_loop()
+        self._told: list[tuple[_Running, Event]] = []
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
         self._thread.start()
 
@@ -118,7 +117,7 @@ class Scheduler:
             StageUnavailable: the scheduler is closed.
         """
         self._check(prompt)
-        running = _Running(prompt, asyncio.get_running_loop(), asyncio.Queue(), [*prompt.ids])
+        running = _Running(prompt, [*prompt.ids])
         with self._change:
             if self._closing:
                 raise StageUnavailable("this replica is going away")
@@ -149,14 +148,16 @@ class Scheduler:
             raise InvalidInput(f"a source of {len(prompt.source)} ids came, wanted {wanted}")
 
     async def _next(self, running: _Running) -> int | str:
-        deadline = running.prompt.deadline
-        left = None if math.isinf(deadline) else max(0.0, deadline - time.monotonic())
-        try:
-            async with asyncio.timeout(left):
-                event = await running.events.get()
-        except TimeoutError:
-            made = len(running.text) - len(running.prompt.ids)
-            raise DeadlineExceeded(f"the time was over after {made} tokens") from None
+        left = running.prompt.deadline - time.monotonic()
+        if math.isinf(left) or not running.events.empty():
+            event = await running.events.get()
+        else:
+            try:
+                async with asyncio.timeout(max(0.0, left)):
+                    event = await running.events.get()
+            except TimeoutError:
+                made = len(running.text) - len(running.prompt.ids)
+                raise DeadlineExceeded(f"the time was over after {made} tokens") from None
         if isinstance(event, MeshError):
             raise event
         return event
@@ -175,11 +176,22 @@ class Scheduler:
             self._compact()
             self._read()
             self._write()
+            self._hand_over()
         for running in self._slots:
             if running is not None:
-                running.tell(StageUnavailable("this replica is going away"))
+                self._tell(running, StageUnavailable("this replica is going away"))
         while self._waiting:
-            self._waiting.pop().tell(StageUnavailable("this replica is going away"))
+            self._tell(self._waiting.pop(), StageUnavailable("this replica is going away"))
+        self._hand_over()
+
+    def _tell(self, running: _Running, event: Event) -> None:
+        self._told.append((running, event))
+
+    def _hand_over(self) -> None:
+        """Wake the event loop once for all that a step brought."""
+        if self._told:
+            told, self._told = self._told, []
+            self._loop.call_soon_threadsafe(_deliver, told)
 
     def _wait(self) -> bool:
         """Sleep while there is nothing to do; return False at the end."""
@@ -205,7 +217,7 @@ class Scheduler:
             try:
                 self._stepper.begin(slot, running.prompt.source)
             except MeshError as err:
-                running.tell(err)
+                self._tell(running, err)
                 continue
             if slot == len(self._slots):
                 self._slots.append(None)
@@ -229,20 +241,24 @@ class Scheduler:
             self._compact()
 
     def _read(self) -> None:
-        """Run the next piece of one text that is not read yet, the shortest rest first."""
-        reading = [
-            (len(running.text) - running.done, slot)
-            for slot, running in enumerate(self._slots)
-            if running is not None and running.is_reading
-        ]
-        if not reading:
-            return
-        slot = min(reading)[1]
-        running = self._slots[slot]
-        assert running is not None
-        piece = running.text[running.done : -1][:PIECE]
-        if self._stepped(slot, [piece], [running.done]) is not None:
+        """Run the next ids of texts that are not read yet, the shortest rest first."""
+        left = PIECE
+        while left:
+            reading = [
+                (len(running.text) - running.done, slot)
+                for slot, running in enumerate(self._slots)
+                if running is not None and running.is_reading
+            ]
+            if not reading:
+                return
+            slot = min(reading)[1]
+            running = self._slots[slot]
+            assert running is not None
+            piece = running.text[running.done : -1][:left]
+            if self._stepped(slot, [piece], [running.done]) is None:
+                return
             running.done += len(piece)
+            left -= len(piece)
 
     def _write(self) -> None:
         """Run a step of all that have read their text, and give each its next token."""
@@ -254,30 +270,31 @@ class Scheduler:
         logits = self._stepped(0, ids, start)
         if logits is None:
             return
+        best = logits.argmax(1)
         for slot, running in enumerate(rows):
             if running is None:
                 continue
             if not running.is_reading:
-                self._take(slot, running, logits[slot])
+                self._take(slot, running, logits[slot], int(best[slot]))
             running.done += 1  # one that reads has read an id more, along with the others
 
-    def _take(self, slot: int, running: _Running, logits: NDArray[np.floating]) -> None:
+    def _take(self, slot: int, running: _Running, logits: NDArray[np.floating], best: int) -> None:
         """Choose the next token of a generation, and end it where that was the last."""
         prompt = running.prompt
         try:
-            token = choose(logits, prompt.sampling, running.text, len(running.text))
+            token = choose(logits, best, prompt.sampling, running.text)
         except MeshError as err:
-            running.tell(err)
+            self._tell(running, err)
             self._slots[slot] = None
             return
         if token in prompt.stop:
-            running.tell(STOP)
+            self._tell(running, STOP)
             self._slots[slot] = None
             return
         running.text.append(token)
-        running.tell(token)
+        self._tell(running, token)
         if len(running.text) == len(prompt.ids) + prompt.tokens:
-            running.tell(LENGTH)
+            self._tell(running, LENGTH)
             self._slots[slot] = None
 
     def _stepped(
@@ -290,9 +307,14 @@ class Scheduler:
             log.exception("step failed", extra={"rows": len(ids)})
             for slot in range(first, first + len(ids)):
                 if (running := self._slots[slot]) is not None:
-                    running.tell(err)
+                    self._tell(running, err)
                     self._slots[slot] = None
             return None
+
+
+def _deliver(told: list[tuple[_Running, Event]]) -> None:
+    for running, event in told:
+        running.events.put_nowait(event)
 
 
 def _width(rows: int) -> int:

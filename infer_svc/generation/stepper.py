@@ -7,6 +7,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from infer_svc.backends.onnxruntime import ERRORS, session
 from mesh.errors import EngineError
 
 CACHE, CROSSED = ("k_", "v_"), ("xk_", "xv_")
@@ -69,8 +70,8 @@ class OrtStepper:
     def __init__(
         self, step: bytes, slots: int, encoder: bytes | None = None, threads: int = 1
     ) -> None:
-        self._step = _session(step, threads)
-        self._encoder = _session(encoder, threads) if encoder is not None else None
+        self._step = session(step, threads)
+        self._encoder = session(encoder, threads) if encoder is not None else None
         self._state = {
             tensor.name: np.zeros([slots, *tensor.shape[1:]], DTYPES[tensor.type])
             for tensor in self._step.get_inputs()
@@ -134,14 +135,8 @@ class OrtStepper:
         return self._bindings[key]
 
 
-def _session(model: bytes, threads: int) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(model, options)
-
-
 def _run(call: Any, *arguments: Any) -> Any:
     try:
         return call(*arguments)
-    except Exception as err:  # ONNX Runtime's errors have no class of their own
+    except ERRORS as err:
         raise EngineError(f"ONNX Runtime failed: {err}") from err
