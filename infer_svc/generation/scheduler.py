@@ -170,18 +170,23 @@ class Scheduler:
         self._thread.join()
 
     def _run(self) -> None:
-        while self._wait():
-            self._drop()
-            self._admit()
-            self._compact()
-            self._read()
-            self._write()
-            self._hand_over()
-        for running in self._slots:
-            if running is not None:
-                self._tell(running, StageUnavailable("this replica is going away"))
-        while self._waiting:
-            self._tell(self._waiting.pop(), StageUnavailable("this replica is going away"))
+        try:
+            while self._wait():
+                self._drop()
+                self._admit()
+                self._compact()
+                self._read()
+                self._write()
+                self._hand_over()
+        except Exception:  # the thread's boundary: nobody may wait for ever
+            log.exception("generation failed")
+        with self._change:
+            self._closing = True
+            left = [running for running in self._slots if running is not None]
+            left += [self._waiting.pop() for _ in range(len(self._waiting))]
+        self._slots = []
+        for running in left:
+            self._tell(running, StageUnavailable("this replica is going away"))
         self._hand_over()
 
     def _tell(self, running: _Running, event: Event) -> None:

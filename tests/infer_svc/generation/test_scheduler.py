@@ -265,6 +265,21 @@ async def test_closing_tells_those_that_run_and_those_that_wait() -> None:
         await collect(scheduler, Prompt([1], 1))
 
 
+async def test_fault_of_ours_leaves_nobody_waiting() -> None:
+    stepper = CountingStepper(slots=1)
+    scheduler = Scheduler(stepper)
+    stepper.gate.clear()
+    calls = [asyncio.create_task(collect(scheduler, Prompt([1], 9))) for _ in range(3)]
+    await eventually(lambda: scheduler.busy == 1 and scheduler.waiting == 2)
+    stepper.caches = []  # the next step raises an IndexError
+    stepper.gate.set()
+    outcomes = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 5)
+    assert [type(outcome) for outcome in outcomes] == [StageUnavailable] * 3
+    with pytest.raises(StageUnavailable):
+        await collect(scheduler, Prompt([1], 1))
+    await asyncio.to_thread(scheduler.close)
+
+
 @pytest.mark.parametrize(
     ("prompt", "match"),
     [
