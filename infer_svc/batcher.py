@@ -63,7 +63,7 @@ class Batcher:
         self._pool = pool
         self._pool.on_free = self._dispatch
         self._recovery = Recovery(
-            config.name, pool, self._finish, self._fit, self._note, metrics, lost, serving
+            config.name, pool, self._finish, self._refuse, self._note, metrics, lost, serving
         )
         self._metrics = metrics
         metrics.watch_queue(lambda: self.depth, self._oldest_s)
@@ -217,13 +217,12 @@ class Batcher:
             duration_s += now - entry.request.received
         self._metrics.answered(answered, duration_s)
 
-    def _fit(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Return the entries that still wait, of some that failed once; refuse those too late."""
+    def _refuse(self, entries: Sequence[Entry]) -> None:
+        """Refuse those of some entries that failed once whose time is over."""
         now = time.monotonic()
         for entry in entries:
             if entry.request.deadline <= now:
                 _refuse_late(entry)
-        return [entry for entry in entries if not entry.future.done()]
 
     def _wake_in_time(self) -> None:
         """Come back when the next entry is due or late, should nothing happen before."""

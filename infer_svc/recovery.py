@@ -104,7 +104,7 @@ class Recovery:
         name: of the model.
         pool: of its lanes.
         finish: answers the requests of an attempt, with what came of it.
-        fit: drops entries whose callers gave up or whose time is over, and returns the others.
+        refuse: answers those of some entries whose time is over.
         note: told of every attempt that is made here.
         metrics: of the model.
         lost: called when only a new process helps, with the reason.
@@ -116,7 +116,7 @@ class Recovery:
         name: str,
         pool: LanePool,
         finish: Callable[[Attempt], None],
-        fit: Callable[[Sequence[Entry]], list[Entry]],
+        refuse: Callable[[Sequence[Entry]], None],
         note: Callable[[Attempt], None],
         metrics: ModelMetrics,
         lost: Callable[[str], None],
@@ -125,7 +125,7 @@ class Recovery:
         self._name = name
         self.pool = pool
         self._finish = finish
-        self._fit = fit
+        self._refuse = refuse
         self._note = note
         self._metrics = metrics
         self._lost = lost
@@ -265,7 +265,7 @@ class Recovery:
         def run(lane: Lane) -> None:
             alive = [entry for entry in entries if is_waiting(entry)]
             if len(alive) < len(entries):
-                loop.call_soon_threadsafe(self._fit, entries)
+                loop.call_soon_threadsafe(self._refuse, entries)
             if not alive:
                 loop.call_soon_threadsafe(nothing, lane)
                 return

@@ -5,6 +5,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import grpc
@@ -168,11 +169,14 @@ class Link:
         """Connect, and read replies until the stream ends; never raises for a lost replica."""
         reason = "it ended the stream"
         try:
-            async with (
-                grpc.aio.insecure_channel(self.address, CHANNEL_OPTIONS) as data,
-                grpc.aio.insecure_channel(self.address, CHANNEL_OPTIONS) as control,
-            ):
-                await self._run_streams([data, control] if self._has_control else [data])
+            async with AsyncExitStack() as stack:
+                channels = [
+                    await stack.enter_async_context(
+                        grpc.aio.insecure_channel(self.address, CHANNEL_OPTIONS)
+                    )
+                    for _ in range(2 if self._has_control else 1)
+                ]
+                await self._run_streams(channels)
         except grpc.aio.AioRpcError as err:
             reason = str(from_rpc_error(err)) or err.code().name
         except (MeshError, grpc.aio.BaseError, asyncio.InvalidStateError) as err:

@@ -39,8 +39,8 @@ class OnnxRuntimeEngine:
         self._threads = threads
         self._faults = faults
         self._session = session(path, threads, literal=literal)
-        self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
-        self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
+        self.inputs = tuple(spec(node) for node in self._session.get_inputs())
+        self.outputs = tuple(spec(node) for node in self._session.get_outputs())
 
     def open(self) -> "OnnxRuntimeContext":
         """Return a context for one lane."""
@@ -152,7 +152,12 @@ def _each(convert: Callable[[Any], object], array: Array) -> Array:
     return converted
 
 
-def _spec(node: ort.NodeArg) -> TensorSpec:
+def spec(node: ort.NodeArg) -> TensorSpec:
+    """Return what a session says of an input or output.
+
+    Raises:
+        SettingsError: the wire cannot carry its type.
+    """
     kind = node.type.removeprefix("tensor(").removesuffix(")")
     dtype = _DTYPES.get(kind)
     if dtype is None or dtype not in NUMPY_DTYPES:

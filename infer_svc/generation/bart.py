@@ -118,9 +118,9 @@ class Bart:
             value = self._closed(graph, value, found, f"{name}.encoder_attn")
             value = self._feed_forward(graph, value, name)
         last = last_of_each_row(graph, value, at)
-        logits = graph.op("MatMul", last, graph.weight("shared.weight", transpose=True))
-        bias, vocabulary = graph.weight("final_logits_bias"), self._config["vocab_size"]
-        graph.output("logits", graph.dtype, [ROWS, vocabulary], "Add", logits, bias)
+        table, bias = graph.weight("shared.weight"), graph.weight("final_logits_bias")
+        shape = [ROWS, self._config["vocab_size"]]
+        graph.output("logits", graph.dtype, shape, "Gemm", last, table, bias, transB=1)
         return graph.model()
 
     def _embedded(self, graph: Graph, side: str, ids: str, positions: str) -> str:

@@ -53,8 +53,8 @@ def gpt2_step(
         wide = graph.op("Gelu", wide, approximate=ACTIVATIONS[activation])
         value = graph.op("Add", value, _conv(graph, wide, f"{name}.mlp.c_proj"))
     last = graph.layer_norm(last_of_each_row(graph, value, at), "ln_f", epsilon)
-    table = graph.weight("wte.weight", transpose=True)
-    graph.output("logits", graph.dtype, [ROWS, config["vocab_size"]], "MatMul", last, table)
+    table, shape = graph.weight("wte.weight"), [ROWS, config["vocab_size"]]
+    graph.output("logits", graph.dtype, shape, "Gemm", last, table, transB=1)
     return graph.model()
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from infer_svc.backends.onnxruntime import ERRORS, session
+from infer_svc.backends.onnxruntime import ERRORS, session, spec
 from mesh.errors import EngineError
+from mesh.tensor import NUMPY_DTYPES
 
 CACHE, CROSSED = ("k_", "v_"), ("xk_", "xv_")
-DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class Stepper(Protocol):
@@ -73,8 +73,8 @@ class OrtStepper:
         self._step = session(step, threads)
         self._encoder = session(encoder, threads) if encoder is not None else None
         self._state = {
-            tensor.name: np.zeros([slots, *tensor.shape[1:]], DTYPES[tensor.type])
-            for tensor in self._step.get_inputs()
+            tensor.name: np.zeros([slots, *tensor.shape[1:]], NUMPY_DTYPES[tensor.dtype])
+            for tensor in map(spec, self._step.get_inputs())
             if tensor.name.startswith((*CACHE, *CROSSED))
         }
         self._xlen = np.zeros(slots, np.int64)

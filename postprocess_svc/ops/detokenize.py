@@ -66,28 +66,33 @@ class Decoder:
             key for token, key in tokenizer.get_vocab().items() if BYTE.fullmatch(token)
         } if _falls_back_to_bytes(tokenizer) else set()  # fmt: skip
 
-    def text(self, ids: Sequence[int]) -> str:
-        """Return the text of all ids. Special ones and those of no token have none."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+    def read(self, ids: Sequence[int]) -> tuple[str, str]:
+        """Return the text of all ids, and the part of it that no further id changes.
 
-    def settled(self, ids: Sequence[int]) -> str:
-        """Return the part of their text that no further id changes."""
+        Special ids and those of no token have no text.
+        """
+        text = self._text(ids)
         end = len(ids)
         # SentencePiece looks at bytes that follow each other as a whole.
         while end and (ids[end - 1] in self._bytes or ids[end - 1] not in self._spoken):
             end -= 1
-        if not any(key in self._bytes for key in ids[end:]):
-            end = len(ids)
+        run = any(key in self._bytes for key in ids[end:])
         # A character whose bytes have not all come is one replacement character, at the end.
-        return self.text(ids[:end]).removesuffix(REPLACEMENT)
+        return text, (self._text(ids[:end]) if run else text).removesuffix(REPLACEMENT)
 
-    def context(self, ids: Sequence[int]) -> tuple[int, ...]:
-        """Return the last ids, as few as have a text: with them before it, a token is not first."""
+    def context(self, ids: Sequence[int]) -> tuple[tuple[int, ...], int]:
+        """Return the last ids, as few as have a text, and the characters of that.
+
+        With them before it, a token is not first.
+        """
         for start in range(len(ids) - 1, -1, -1):
-            text = self.text(ids[start:])
-            if text and text == self.settled(ids[start:]):
-                return tuple(ids[start:])
-        return tuple(ids)
+            text, settled = self.read(ids[start:])
+            if text and text == settled:
+                return tuple(ids[start:]), len(text)
+        return tuple(ids), len(self._text(ids))
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
 
 def detokenize(
@@ -112,7 +117,8 @@ def detokenize(
         InvalidInput: the tail is not one that a call before returned.
     """
     ids = (*tail.ids, *new_ids)
-    text = decoder.text(ids) if final else decoder.settled(ids)
+    whole, settled = decoder.read(ids)
+    text = whole if final else settled
     if not 0 <= tail.read_offset <= len(text):
         raise InvalidInput(
             f"read_offset {tail.read_offset} came for ids whose text has {len(text)} characters; "
@@ -125,7 +131,10 @@ def detokenize(
     if final:
         return Piece(fresh, Tail())
     fresh = fresh[: len(fresh) - _may_be_stop(fresh, stop)]
-    return Piece(fresh, _trim(decoder, ids, tail.read_offset + len(fresh), text))
+    given = tail.read_offset + len(fresh)
+    if whole == settled and len(whole) == given:  # nothing is held back
+        return Piece(fresh, Tail(*decoder.context(ids)))
+    return Piece(fresh, _trim(decoder, ids, given, text))
 
 
 def _may_be_stop(text: str, stop: Sequence[str]) -> int:
@@ -139,13 +148,11 @@ def _may_be_stop(text: str, stop: Sequence[str]) -> int:
 
 def _trim(decoder: Decoder, ids: tuple[int, ...], given: int, text: str) -> Tail:
     """Return a tail without ids whose text is given, as far as a few tries find them."""
-    for end in range(len(ids), max(0, len(ids) - TRIM_TRIES), -1):
-        before = decoder.text(ids[:end])
-        if len(before) > given or before != decoder.settled(ids[:end]):
-            continue
-        if text.startswith(before):
-            context = decoder.context(ids[:end])
-            return Tail((*context, *ids[end:]), given - len(before) + len(decoder.text(context)))
+    for end in range(len(ids) - 1, max(0, len(ids) - TRIM_TRIES), -1):
+        before, settled = decoder.read(ids[:end])
+        if before == settled and len(before) <= given and text.startswith(before):
+            context, length = decoder.context(ids[:end])
+            return Tail((*context, *ids[end:]), given - len(before) + length)
     return Tail(ids, given)
 
 

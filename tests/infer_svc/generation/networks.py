@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from infer_svc.backends.trt_build import Profile
+from infer_svc.generation.bart import Bart
+from infer_svc.generation.gpt2 import gpt2_step
 from infer_svc.generation.stepper import OrtStepper
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -41,6 +43,24 @@ class Network:
         self.given, self.made = expected["given"], expected["made"]
         with np.load(folder / "forced.npz") as forced:
             self.forced_ids, self.forced_logits = forced["ids"], forced["logits"]
+
+
+GPT2, BART = Network("gpt2"), Network("bart")
+GPT2_LENGTH, BART_LENGTH, SOURCE = 48, 32, 12
+"""Of the caches, and of BART's sources."""
+
+
+def gpt2_stepper(slots: int, dtype: type[Any] = np.float32) -> OrtStepper:
+    """Return one without any ids yet."""
+    model = gpt2_step(GPT2.config, GPT2.weights, GPT2_LENGTH, dtype)
+    return OrtStepper(model.SerializeToString(), slots)
+
+
+def bart_stepper(slots: int, dtype: type[Any] = np.float32) -> OrtStepper:
+    """Return one without any source yet."""
+    bart = Bart(BART.config, BART.weights, dtype)
+    step, encoder = bart.step(BART_LENGTH, SOURCE), bart.encoder()
+    return OrtStepper(step.SerializeToString(), slots, encoder.SerializeToString())
 
 
 def greedy(

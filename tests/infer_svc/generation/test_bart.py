@@ -11,38 +11,37 @@ from infer_svc.generation.bart import Bart
 from infer_svc.generation.stepper import OrtStepper
 from mesh.errors import SettingsError
 from tests.infer_svc.generation.networks import (
-    Network,
+    BART,
+    BART_LENGTH,
+    SOURCE,
     agreement,
     assert_logits,
+    bart_stepper,
     greedy,
     profile,
     run,
 )
 
-NETWORK = Network("bart")
-LENGTH, SOURCE = 32, 12
-ROWS = len(NETWORK.given)
-BEGIN = NETWORK.config["decoder_start_token_id"]
+ROWS = len(BART.given)
+BEGIN = BART.config["decoder_start_token_id"]
 
 
 def stepper(dtype: type[Any] = np.float32) -> OrtStepper:
     """Return a stepper with a source in each slot."""
-    bart = Bart(NETWORK.config, NETWORK.weights, dtype)
-    step, encoder = bart.step(LENGTH, SOURCE), bart.encoder()
-    made = OrtStepper(step.SerializeToString(), ROWS, encoder.SerializeToString())
-    for slot, given in enumerate(NETWORK.given):
+    made = bart_stepper(ROWS, dtype)
+    for slot, given in enumerate(BART.given):
         made.begin(slot, given)
     return made
 
 
 def test_sources_of_several_lengths_are_encoded_as_each_alone() -> None:
-    encoder = Bart(NETWORK.config, NETWORK.weights, np.float32).encoder()
-    ids = np.full((ROWS, SOURCE), NETWORK.config["pad_token_id"], np.int64)
+    encoder = Bart(BART.config, BART.weights, np.float32).encoder()
+    ids = np.full((ROWS, SOURCE), BART.config["pad_token_id"], np.int64)
     mask = np.zeros((ROWS, SOURCE), np.int64)
-    for row, given in enumerate(NETWORK.given):
+    for row, given in enumerate(BART.given):
         ids[row, : len(given)], mask[row, : len(given)] = given, 1
     together = run(encoder, {"input_ids": ids, "attention_mask": mask})
-    for row, given in enumerate(NETWORK.given):
+    for row, given in enumerate(BART.given):
         one = np.array([given])
         alone = run(encoder, {"input_ids": one, "attention_mask": np.ones_like(one)})
         for name, array in alone.items():
@@ -51,28 +50,28 @@ def test_sources_of_several_lengths_are_encoded_as_each_alone() -> None:
 
 
 def test_tokens_are_those_of_transformers_whatever_the_lengths_of_the_sources() -> None:
-    ban = NETWORK.config["eos_token_id"]  # as with min_new_tokens
-    assert greedy(stepper(), [[BEGIN]] * ROWS, len(NETWORK.made[0]), ban) == NETWORK.made
+    ban = BART.config["eos_token_id"]  # as with min_new_tokens
+    assert greedy(stepper(), [[BEGIN]] * ROWS, len(BART.made[0]), ban) == BART.made
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 24])
 def test_logits_are_those_of_transformers_in_chunks_of_any_size(chunk: int) -> None:
-    assert_logits(stepper(), NETWORK, chunk)
+    assert_logits(stepper(), BART, chunk)
 
 
 def test_fp16_names_the_same_tokens_nearly_always() -> None:
-    assert agreement(stepper(np.float16), NETWORK) >= 0.97
+    assert agreement(stepper(np.float16), BART) >= 0.97
 
 
 def test_weights_with_the_prefix_that_some_files_have_are_the_same() -> None:
-    weights = {name.removeprefix("model."): array for name, array in NETWORK.weights.items()}
-    made = [Bart(NETWORK.config, some, np.float32).encoder() for some in (NETWORK.weights, weights)]
+    weights = {name.removeprefix("model."): array for name, array in BART.weights.items()}
+    made = [Bart(BART.config, some, np.float32).encoder() for some in (BART.weights, weights)]
     assert made[0].SerializeToString() == made[1].SerializeToString()
 
 
 def test_tensorrt_builds_both(tmp_path: Path) -> None:
-    bart, path = Bart(NETWORK.config, NETWORK.weights, np.float16), tmp_path / "model.onnx"
-    for model in (bart.encoder(), bart.step(LENGTH, SOURCE)):
+    bart, path = Bart(BART.config, BART.weights, np.float16), tmp_path / "model.onnx"
+    for model in (bart.encoder(), bart.step(BART_LENGTH, SOURCE)):
         path.write_bytes(model.SerializeToString())
         wanted = profile(model, rows=(1, 8, 8), tokens=(1, 1, 16), length=(1, SOURCE, SOURCE))
         assert len(tensorrt_api().build(path, [wanted])) > 10_000
@@ -91,4 +90,4 @@ def test_what_it_does_not_know_is_refused(
     change: dict[str, Any], lengths: tuple[int, int], match: str
 ) -> None:
     with pytest.raises(SettingsError, match=match):
-        Bart(NETWORK.config | change, NETWORK.weights, np.float32).step(*lengths)
+        Bart(BART.config | change, BART.weights, np.float32).step(*lengths)

@@ -11,11 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from infer_svc.generation.bart import Bart
-from infer_svc.generation.gpt2 import gpt2_step
 from infer_svc.generation.sampling import Sampling
 from infer_svc.generation.scheduler import LENGTH, PIECE, STOP, Prompt, Scheduler
-from infer_svc.generation.stepper import OrtStepper
 from mesh.errors import (
     DeadlineExceeded,
     EngineError,
@@ -25,9 +22,7 @@ from mesh.errors import (
     StageUnavailable,
 )
 from tests.conftest import eventually
-from tests.infer_svc.generation.networks import Network
-
-GPT2, BART = Network("gpt2"), Network("bart")
+from tests.infer_svc.generation.networks import BART, GPT2, bart_stepper, gpt2_stepper
 
 
 class CountingStepper:
@@ -85,8 +80,7 @@ async def collect(scheduler: Scheduler, prompt: Prompt) -> tuple[list[int], str]
 
 @pytest.mark.parametrize("slots", [1, 3, 8])
 async def test_gpt2_says_what_transformers_says_whoever_shares_its_steps(slots: int) -> None:
-    step = gpt2_step(GPT2.config, GPT2.weights, 48, np.float32).SerializeToString()
-    scheduler = Scheduler(OrtStepper(step, slots))
+    scheduler = Scheduler(gpt2_stepper(slots))
     chance = random.Random(slots)
 
     async def ask(index: int) -> None:
@@ -101,9 +95,7 @@ async def test_gpt2_says_what_transformers_says_whoever_shares_its_steps(slots: 
 
 
 async def test_bart_says_what_transformers_says_and_goes_on_elsewhere() -> None:
-    bart = Bart(BART.config, BART.weights, np.float32)
-    step, encoder = bart.step(32, 12).SerializeToString(), bart.encoder().SerializeToString()
-    scheduler = Scheduler(OrtStepper(step, 3, encoder))
+    scheduler = Scheduler(bart_stepper(3))
     begin, end = BART.config["decoder_start_token_id"], BART.config["eos_token_id"]
 
     async def ask(index: int, emitted: int) -> list[int]:
@@ -121,10 +113,9 @@ async def test_bart_says_what_transformers_says_and_goes_on_elsewhere() -> None:
 
 
 async def test_random_tokens_are_those_of_the_seed_whoever_shares_the_steps() -> None:
-    step = gpt2_step(GPT2.config, GPT2.weights, 48, np.float32).SerializeToString()
     sampling = Sampling(temperature=1.0, top_p=0.9, seed=7)
     prompt = Prompt(GPT2.given[0], 20, sampling=sampling)
-    scheduler = Scheduler(OrtStepper(step, 6))
+    scheduler = Scheduler(gpt2_stepper(6))
     alone = (await collect(scheduler, prompt))[0]
     others = [
         Prompt(given, 24, sampling=Sampling(1.0, seed=n)) for n, given in enumerate(GPT2.given)
@@ -249,12 +240,20 @@ async def test_more_than_may_wait_are_refused() -> None:
     await asyncio.to_thread(scheduler.close)
 
 
-async def test_closing_tells_those_that_run_and_those_that_wait() -> None:
+async def one_runs_and_two_wait() -> tuple[
+    Scheduler, CountingStepper, list[asyncio.Task[tuple[list[int], str]]]
+]:
+    """Return a scheduler whose stepper is held, and the calls."""
     stepper = CountingStepper(slots=1)
     scheduler = Scheduler(stepper)
     stepper.gate.clear()
     calls = [asyncio.create_task(collect(scheduler, Prompt([1], 400))) for _ in range(3)]
     await eventually(lambda: scheduler.busy == 1 and scheduler.waiting == 2)
+    return scheduler, stepper, calls
+
+
+async def test_closing_tells_those_that_run_and_those_that_wait() -> None:
+    scheduler, stepper, calls = await one_runs_and_two_wait()
     closing = asyncio.create_task(asyncio.to_thread(scheduler.close))
     await asyncio.sleep(0.05)
     stepper.gate.set()
@@ -266,11 +265,7 @@ async def test_closing_tells_those_that_run_and_those_that_wait() -> None:
 
 
 async def test_fault_of_ours_leaves_nobody_waiting() -> None:
-    stepper = CountingStepper(slots=1)
-    scheduler = Scheduler(stepper)
-    stepper.gate.clear()
-    calls = [asyncio.create_task(collect(scheduler, Prompt([1], 9))) for _ in range(3)]
-    await eventually(lambda: scheduler.busy == 1 and scheduler.waiting == 2)
+    scheduler, stepper, calls = await one_runs_and_two_wait()
     stepper.caches = []  # the next step raises an IndexError
     stepper.gate.set()
     outcomes = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 5)
