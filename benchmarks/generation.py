@@ -85,17 +85,15 @@ async def in_flight(step: bytes, seconds: float) -> Run:
     made = Run(0, seconds, [])
     end = time.perf_counter() + seconds
 
+    def count(_: int) -> None:
+        made.tokens += time.perf_counter() < end
+
     async def client(number: int) -> None:
         ask = questions(number)
         while time.perf_counter() < end:
             ids, tokens = ask()
-            began, first = time.perf_counter(), True
-            async for _ in scheduler.generate(Prompt(ids, tokens)):
-                if first:
-                    made.first.append(time.perf_counter() - began)
-                first = False
-                made.tokens += time.perf_counter() < end
-            made.tokens -= time.perf_counter() < end  # the reason of the end is no token
+            finish = await scheduler.run(Prompt(ids, tokens), count)
+            made.first.append(finish.first - finish.asked)
 
     await asyncio.gather(*(client(number) for number in range(CLIENTS)))
     await asyncio.to_thread(scheduler.close)

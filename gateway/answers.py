@@ -1,12 +1,14 @@
 """Typed calls: images and texts to tensors, tensors to typed answers."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.message import Message
 
-from mesh.tensor import Tensors, bytes_tensor, pack
+from mesh.item import Reply
+from mesh.tensor import Tensors, bytes_tensor, pack, unpack
 from protos.mesh.v1 import mesh_pb2
 
 
@@ -52,6 +54,34 @@ def _ranking(answer: Tensors) -> mesh_pb2.Ranking:
     for score, class_id, label in zip(*columns, strict=True):
         result.categories.add(score=score, class_id=class_id, label=label.decode())
     return result
+
+
+def generate_parameters(request: mesh_pb2.GenerateRequest) -> bytes:
+    """Return the parameters that a request has set, as JSON."""
+    names = (
+        "max_tokens", "temperature", "top_k", "top_p", "seed", "repetition_penalty",
+    )  # fmt: skip
+    values: dict[str, Any] = {
+        name: getattr(request, name) for name in names if request.HasField(name)
+    }
+    if request.stop:
+        values["stop"] = list(request.stop)
+    return json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
+
+
+def text_of(reply: Reply) -> str:
+    """Return what a reply of a generation adds to its text."""
+    return bytes(unpack(reply.payload)["text"][0]).decode()
+
+
+def generate_end(reply: Reply) -> mesh_pb2.GenerateResponse:
+    """Return the last response of a generation: the text has been told."""
+    tensors = unpack(reply.payload)
+    return mesh_pb2.GenerateResponse(
+        finish_reason=bytes(tensors["finish_reason"][0]).decode(),
+        prompt_tokens=int(tensors["prompt_tokens"][0]),
+        completion_tokens=int(tensors["completion_tokens"][0]),
+    )
 
 
 TYPED_CALLS = {

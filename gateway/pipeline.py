@@ -9,14 +9,22 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from gateway.detokenizer import INPUTS as DETOKENIZED
 from mesh import WIRE_VERSION
 from mesh.client import StageClient
 from mesh.errors import MeshError, Refused, SettingsError, StageUnavailable
 from mesh.status import from_status
 from mesh.tensor import TensorSpec
+from mesh.validation import faults
 from protos.mesh.v1.stage_pb2 import Target, TargetSpec
 
 FILE = "pipeline.yaml"
+GENERATE = "generate"
+GENERATED = (
+    TensorSpec("text", "BYTES", (1,)), TensorSpec("finish_reason", "BYTES", (1,)),
+    TensorSpec("prompt_tokens", "INT64", (1,)), TensorSpec("completion_tokens", "INT64", (1,)),
+)  # fmt: skip
+"""What the last answer of a generation has."""
 UNKNOWN_BYTES = 64 * 1024
 """Credit for tensors whose size is not fixed, as token ids."""
 
@@ -37,7 +45,7 @@ class PipelineConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    task: Literal["detect", "classify", "classify_text", "custom"] = "custom"
+    task: Literal["detect", "classify", "classify_text", "generate", "custom"] = "custom"
     """Which typed call it answers; all answer `Run` and `Stream`."""
     preprocess: OpConfig | None = None
     """None: requests bring the model's inputs."""
@@ -93,8 +101,10 @@ def read_pipelines(root: Path) -> dict[str, PipelineConfig | MeshError]:
             found[path.parent.name] = PipelineConfig.model_validate(
                 yaml.safe_load(path.read_text(encoding="utf-8"))
             )
-        except (ValidationError, yaml.YAMLError, UnicodeDecodeError, OSError) as err:
-            found[path.parent.name] = Refused(f"{path} is no pipeline: {_explain(err)}")
+        except ValidationError as err:
+            found[path.parent.name] = Refused(f"{path} is no pipeline: {faults(err, 'file')}")
+        except (yaml.YAMLError, UnicodeDecodeError, OSError) as err:
+            found[path.parent.name] = Refused(f"{path} is no pipeline: {err}")
     if not found:
         raise SettingsError(f"no {FILE} in the folders of {root}; give a repository with --models")
     return found
@@ -111,6 +121,13 @@ async def check_pipeline(name: str, config: PipelineConfig, stages: Stages) -> P
     inputs, outputs = _specs(model.inputs), _specs(model.outputs)
     size = 0
     before, after = _target(config.preprocess), _target(config.postprocess)
+    generates = config.task == GENERATE
+    if generates != model.decoupled or (generates and None in (before, after)):
+        kind = "generates" if model.decoupled else "does not generate"
+        raise Refused(
+            f"pipeline {name!r}: model {model.name!r} {kind}, the task is {config.task!r}; a model "
+            f"that generates wants `task: {GENERATE}`, an op before and one after it; no other does"
+        )
     if before is not None:
         op = await _describe(stages.preprocess, before)
         _join(
@@ -119,8 +136,9 @@ async def check_pipeline(name: str, config: PipelineConfig, stages: Stages) -> P
         inputs, size = _specs(op.inputs), op.output_bytes
     if after is not None:
         op = await _describe(stages.postprocess, after)
+        outputs = DETOKENIZED if generates else outputs
         _join(name, f"model {model.name!r}", outputs, f"op {op.name!r}", _specs(op.inputs))
-        outputs = _specs(op.outputs)
+        outputs = GENERATED if generates else _specs(op.outputs)
     version = model.version
     return Pipeline(name, config, version, before, after, inputs, outputs, size or UNKNOWN_BYTES)
 
@@ -172,12 +190,3 @@ def _join(
 
 def _specs(specs: Iterable[Any]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec.from_proto(spec) for spec in specs)
-
-
-def _explain(err: Exception) -> str:
-    if not isinstance(err, ValidationError):
-        return str(err)
-    return "; ".join(
-        f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']} (came {e['input']!r:.80})"
-        for e in err.errors()
-    )

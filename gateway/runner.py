@@ -5,14 +5,16 @@ import itertools
 import logging
 from pathlib import Path
 
+from gateway.generation import Generations
 from gateway.pipeline import (
+    GENERATE,
     Pipeline,
     PipelineConfig,
     Stages,
     check_pipeline,
     read_pipelines,
 )
-from mesh.client import StageClient
+from gateway.stage_call import call_stage
 from mesh.errors import (
     DeadlineExceeded,
     InvalidInput,
@@ -23,10 +25,8 @@ from mesh.errors import (
 )
 from mesh.host import Host
 from mesh.item import Reply, Request
-from mesh.lease import Lease
 from mesh.link import Link
 from protos.mesh.v1.stage_pb2 import Target
-from protos.mesh.v1.tensor_pb2 import Slot
 
 HEALTH_EVERY_S = 0.2
 RETRY_EVERY = 25
@@ -48,6 +48,7 @@ class PipelineRunner:
         self._stages = stages
         self._served: dict[str, Pipeline] = {}
         self._refused: dict[str, MeshError] = {}
+        self._generations = Generations(stages)
 
     async def __call__(self, request: Request) -> Reply:
         """Run one request; a handler as in `mesh.item`."""
@@ -55,24 +56,26 @@ class PipelineRunner:
         config = pipeline.config
         request.deadline = min(request.deadline, request.received + config.deadline_s)
         request.check_deadline()
+        if config.task == GENERATE:
+            return await self._generations.run(pipeline, request)
         infer = self._stages.infer
         # Before the picture is decoded: pixels are 10 to 100 times the bytes of a JPEG.
         lease = await infer.reserve(pipeline.model_bytes, request.deadline, request.client)
         try:
             payload, context = request.payload, b""
             if pipeline.before is not None:
-                reply = await _call(
+                reply = await call_stage(
                     self._stages.preprocess, request, pipeline.before, payload,
                     slot=lease.take_slot(),
                 )  # fmt: skip
                 payload, context = reply.payload, reply.context
             model = Target(name=config.model)
-            reply = await _call(infer, request, model, payload, lease=lease)
+            reply = await call_stage(infer, request, model, payload, lease=lease)
         finally:
             lease.release()
         if pipeline.after is None:
             return Reply(reply.payload)
-        reply = await _call(
+        reply = await call_stage(
             self._stages.postprocess, request, pipeline.after, reply.payload, context=context
         )
         return Reply(reply.payload)
@@ -127,6 +130,14 @@ class PipelineRunner:
     def names(self) -> list[str]:
         """Return the names of all pipelines, served or not."""
         return sorted(self._configs)
+
+    def bounded(self) -> list[str]:
+        """Return the names of those whose latency tells of their load: a text takes its time."""
+        return [
+            name
+            for name, config in sorted(self._configs.items())
+            if not isinstance(config, PipelineConfig) or config.task != GENERATE
+        ]
 
     def is_ready(self, name: str) -> bool:
         """Tell whether requests to a pipeline can be answered now."""
@@ -184,32 +195,3 @@ class PipelineRunner:
             log.info("pipeline ready", extra={"pipeline": name})
         self._refused.pop(name, None)
         self._served[name] = pipeline
-
-
-async def _call(
-    client: StageClient,
-    request: Request,
-    target: Target,
-    payload: bytes,
-    *,
-    context: bytes = b"",
-    lease: Lease | None = None,
-    slot: Slot | None = None,
-) -> Reply:
-    """Send what a request has become to its next stage, with the time it has left."""
-    step = Request(
-        target.name,
-        payload,
-        target.parameters,
-        context,
-        request.deadline,
-        request.trace,
-        request.client,
-        slot,
-        hops=request.hops,
-    )
-    reply = await client.call(step, lease)
-    error = reply.error()
-    if error is not None:
-        raise error
-    return reply

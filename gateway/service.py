@@ -8,18 +8,19 @@ from google.protobuf.message import Message
 from opentelemetry.trace import Tracer
 
 from gateway.admission import Admission, admitting
-from gateway.answers import TYPED_CALLS, TypedCall
+from gateway.answers import TYPED_CALLS, TypedCall, generate_end, generate_parameters, text_of
 from gateway.late_trace import LateTraces
 from gateway.messages import message_handler
 from gateway.metrics import metering, watch_admissions
+from gateway.pipeline import GENERATE
 from gateway.runner import PipelineRunner
 from mesh.errors import InvalidInput, MeshError
 from mesh.grpc_types import Method, Methods
 from mesh.item import Handler, Layer, Reply, Request
 from mesh.layers import errors, logging_failures, stack, standard_layers
 from mesh.server import Limits, StageServer
-from mesh.tensor import unpack
-from mesh.unary import unary_method
+from mesh.tensor import bytes_tensor, pack, unpack
+from mesh.unary import streaming_method, unary_method
 from protos.mesh.v1 import mesh_pb2
 from protos.mesh.v1.stage_pb2 import Envelope
 from protos.mesh.v1.tensor_pb2 import Tensors
@@ -52,7 +53,7 @@ class MeshService:
         self._tracer = tracer
         self._traces = traces
         self._late = late
-        admissions = {name: Admission(target_s) for name in runner.names() if target_s}
+        admissions = {name: Admission(target_s) for name in runner.bounded() if target_s}
         watch_admissions(admissions)
         admitted = admitting(admissions)
         self._item = stack(runner, [metering(), errors, admitted])
@@ -69,6 +70,13 @@ class MeshService:
             name: self._traced(name, self._typed(call)) for name, call in TYPED_CALLS.items()
         }
         return methods | {
+            "Generate": streaming_method(
+                stack(
+                    message_handler(mesh_pb2.GenerateRequest, self._generate),
+                    self._layers("Generate"),
+                ),
+                "Generate",
+            ),
             "Run": self._traced("Run", message_handler(mesh_pb2.RunRequest, self._run)),
             "Stream": stream,
             "ListPipelines": self._plain(
@@ -97,6 +105,25 @@ class MeshService:
             return call.response([unpack(reply.payload) for reply in replies])
 
         return message_handler(call.request, answer)
+
+    async def _generate(self, message: mesh_pb2.GenerateRequest, call: Request) -> Message:
+        pipeline = self._runner.find_task(GENERATE, message.pipeline)
+        item = Request(
+            pipeline.name, pack({"text": bytes_tensor(message.text.encode())}),
+            generate_parameters(message), b"", call.deadline, call.trace, call.client,
+            hops=call.hops,
+        )  # fmt: skip
+
+        def emit(reply: Reply) -> None:
+            if call.emit is not None:
+                piece = mesh_pb2.GenerateResponse(text=text_of(reply))
+                call.emit(Reply(piece.SerializeToString(), more=True))
+
+        item.emit = emit
+        reply = await self._item(item)
+        if (error := reply.error()) is not None:
+            raise error
+        return generate_end(reply)
 
     async def _run(self, message: mesh_pb2.RunRequest, request: Request) -> Message:
         items = [tensors.SerializeToString() for tensors in message.inputs]

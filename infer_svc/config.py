@@ -16,6 +16,9 @@ MICRO = 1e-6
 LENGTHS = (32, 64, 128, 256, 512)
 LENGTHS_KEY = "length_buckets"
 PLUGINS_KEY = "plugins"
+SLOTS_KEY = "slots"
+SLOTS = 32
+MOST_SLOTS = 1024
 DEFAULT_RECIPE = Recipe()
 ENSEMBLE = "ensemble"
 NEWEST = -1
@@ -142,6 +145,10 @@ class ModelConfig:
     `plugins`, as "lib/a.so,lib/b.so"."""
     ensemble: tuple[Step, ...] = ()
     """Steps of a model that is made of others; it has neither file nor lanes of its own."""
+    decoupled: bool = False
+    """It generates: a request has a reply for each token. From `model_transaction_policy`."""
+    slots: int = SLOTS
+    """Generations that may be under way. From the parameter `slots`."""
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -189,7 +196,28 @@ def _convert(message: triton.ModelConfig, folder: Path) -> ModelConfig:
         plans=_plans(message),
         plugins=_plugins(message.parameters[PLUGINS_KEY].string_value),
         ensemble=ensemble,
+        decoupled=_decoupled(message),
+        slots=_slots(message.parameters[SLOTS_KEY].string_value),
     )
+
+
+def _decoupled(message: triton.ModelConfig) -> bool:
+    decoupled = bool(message.model_transaction_policy.decoupled)
+    if decoupled and (message.max_batch_size or message.HasField("dynamic_batching")):
+        raise ValueError(
+            f"a model that generates (model_transaction_policy {{ decoupled: true }}) has "
+            f"max_batch_size {message.max_batch_size} or dynamic_batching; leave them out, its "
+            f"generations share steps as they come: set the parameter {SLOTS_KEY}"
+        )
+    return decoupled
+
+
+def _slots(text: str) -> int:
+    if not text:
+        return SLOTS
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_SLOTS:
+        raise ValueError(f"{SLOTS_KEY} {text!r} came, wanted 1 to {MOST_SLOTS}")
+    return int(text)
 
 
 def _ensemble(message: triton.ModelConfig, backend: str) -> tuple[Step, ...]:

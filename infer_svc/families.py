@@ -3,20 +3,19 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
-    HistogramMetricFamily,
     UnknownMetricFamily,
 )
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
-from infer_svc.metrics import ModelMetrics, Reason, Tally
+from infer_svc.generation import metrics as generation
+from infer_svc.metrics import ModelMetrics, Reason
+from infer_svc.tally import histogram
 
 LABELS = ("model", "version")
 
@@ -146,9 +145,12 @@ class InferMetrics(Collector):
                 CounterMetricFamily(name, text, labels=(*LABELS, *labels)), models, attribute
             )
         for name, (text, attribute) in HISTOGRAMS.items():
-            yield _histogram(name, text, models, attribute)
+            tallies = {_labels(model): getattr(model, attribute) for model in models}
+            yield histogram(name, text, LABELS, tallies)
         for name, text in GAUGES.items():
             yield _gauge(name, text, models)
+        generating = (model.generation for model in models if model.generation is not None)
+        yield from generation.families(generating, LABELS)
         yield from self._gpus()
 
     def _gpus(self) -> list[Metric]:
@@ -197,16 +199,6 @@ def _labelled(family: CounterMetricFamily, models: list[ModelMetrics], attribute
         for values, count in dict(getattr(model, attribute)).items():
             labels = values if isinstance(values, tuple) else (values,)
             family.add_metric((*_labels(model), *labels), count)
-    return family
-
-
-def _histogram(name: str, text: str, models: list[ModelMetrics], attribute: str) -> Metric:
-    family = HistogramMetricFamily(name, text, labels=LABELS)
-    for model in models:
-        tally: Tally = getattr(model, attribute)
-        bounds = [*map(floatToGoString, tally.bounds), "+Inf"]
-        counts = accumulate(list(tally.counts))
-        family.add_metric(_labels(model), list(zip(bounds, counts, strict=True)), tally.total)
     return family
 
 

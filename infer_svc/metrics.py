@@ -3,12 +3,15 @@
 import asyncio
 import itertools
 import threading
-from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
+from infer_svc.tally import Tally
 from mesh.errors import Cancelled, DeadlineExceeded, EngineError, Overloaded
+
+if TYPE_CHECKING:
+    from infer_svc.generation.metrics import GenerationMetrics
 
 Reason = Literal["REJECTED", "CANCELED", "BACKEND", "OTHER"]
 """Why a request failed, in Triton's words: refused or too late to start, given up by its caller,
@@ -29,28 +32,6 @@ def reason_of(error: BaseException) -> Reason:
     if isinstance(error, EngineError):
         return "BACKEND"
     return "CANCELED" if isinstance(error, Cancelled | asyncio.CancelledError) else "OTHER"
-
-
-class Tally:
-    """A histogram.
-
-    Args:
-        bounds: the largest value of each bucket, the smallest first; one without a bound follows.
-    """
-
-    __slots__ = ("bounds", "counts", "total")
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        """Values in each bucket alone."""
-        self.total = 0.0
-        """Sum of the values."""
-
-    def add(self, value: float) -> None:
-        """Count one value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
 
 
 class ModelMetrics:
@@ -89,6 +70,8 @@ class ModelMetrics:
         self.failover = Tally(STEP_BOUNDS)
         self.gauges: dict[str, Callable[[], float]] = {}
         """Functions by the name of their family; called at each scrape, in the scrape's thread."""
+        self.generation: GenerationMetrics | None = None
+        """Of a model that generates."""
         self._lock = threading.Lock()
 
     def watch_queue(self, waiting: Callable[[], int], oldest_s: Callable[[], float]) -> None:

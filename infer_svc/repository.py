@@ -43,7 +43,8 @@ class Model:
     """Its inputs and outputs are filled in from the engine where the file had none."""
     version: int
     placements: tuple[Placement, ...]
-    """None for an ensemble: its steps run on those of their models."""
+    """None for an ensemble, whose steps run on those of their models, and for a model that
+    generates."""
     folder: Path
 
 
@@ -82,7 +83,9 @@ def preloaded(folders: Sequence[Path], names: Sequence[str]) -> list[Path]:
 
 
 def load_model(folder: Path, machine: Machine) -> Model:
-    """Load the newest version of a model; an ensemble has nothing to load but its config.
+    """Load the newest version of a model: its config, and its engines.
+
+    An ensemble has no engines, those of a model that generates are not lanes'.
 
     Args:
         folder: of the model.
@@ -94,7 +97,7 @@ def load_model(folder: Path, machine: Machine) -> Model:
     """
     config = read_config(folder)
     version = version_folder(folder)
-    if config.ensemble:
+    if config.ensemble or config.decoupled:
         return Model(config, int(version.name), (), folder)
     loader = BACKENDS.get(config.backend)
     if loader is None:

@@ -11,6 +11,7 @@ from infer_svc.backends import Engine
 from infer_svc.backends.errors import DeviceLost
 from infer_svc.batcher import Batcher
 from infer_svc.ensemble import Ensemble
+from infer_svc.generation.generator import Generator
 from infer_svc.golden import Golden
 from infer_svc.lane import Lane
 from infer_svc.metrics import ModelMetrics
@@ -32,14 +33,16 @@ class Served:
     """A model and what runs it."""
 
     model: Model
-    batcher: Batcher | Ensemble
+    batcher: Batcher | Ensemble | Generator
     pool: LanePool | None = None
-    """None: it is an ensemble, which has no lanes of its own."""
+    """None: it has no lanes of its own, as an ensemble and a model that generates."""
     metrics: ModelMetrics | None = None
-    """None: as above."""
+    """None: it is an ensemble."""
 
     def close(self) -> None:
         """Let the lanes finish, end their threads, and give back what the engines hold."""
+        if isinstance(self.batcher, Generator):
+            self.batcher.close()
         for lane in self.pool.lanes if self.pool is not None else ():
             lane.close()
         for placement in self.model.placements:

@@ -16,8 +16,10 @@ from infer_svc.batcher import Batcher
 from infer_svc.config import ModelConfig, read_config
 from infer_svc.ensemble import Ensemble
 from infer_svc.families import GpuFigures, InferMetrics
+from infer_svc.generation.generator import open_generator, with_tensors
+from infer_svc.metrics import ModelMetrics
 from infer_svc.pool import LanePool
-from infer_svc.repository import load_model, model_folders, preloaded
+from infer_svc.repository import Model, load_model, model_folders, preloaded
 from infer_svc.served import Served, open_lanes, rows_of
 from infer_svc.steps import check_steps, follow_parts, load_order
 from mesh.arena import ALIGN, Lender
@@ -246,6 +248,8 @@ class InferHandler:
             return Served(model, Ensemble(model.config, self._run_step, self._tracer))
         name = model.config.name
         metrics = self._metrics.add(name, model.version, model.config.max_rows)
+        if model.config.decoupled:
+            return self._load_generator(model, metrics, loop)
         lanes, spares, golden = open_lanes(model, loop)
         pool = LanePool(lanes, spares, golden, metrics)
         batcher = Batcher(
@@ -253,6 +257,22 @@ class InferHandler:
             lambda serving: self.on_health(name, serving),
         )  # fmt: skip
         return Served(model, batcher, pool, metrics)
+
+    def _load_generator(
+        self, model: Model, metrics: ModelMetrics, loop: asyncio.AbstractEventLoop
+    ) -> Served:
+        config = model.config
+        if config.backend != "onnxruntime":
+            raise SettingsError(
+                f"model {config.name!r} generates on the CPU only, its config.pbtxt says "
+                f"{config.backend!r}; give it an instance_group of KIND_CPU"
+            )
+        version = model.folder / str(model.version)
+        generator = open_generator(
+            config.name, version, config.slots, self._machine.threads, metrics, loop
+        )
+        metrics.generation = generator.metrics
+        return Served(replace(model, config=with_tensors(config)), generator, None, metrics)
 
     def _describe(self, name: str) -> TargetSpec:
         spec = TargetSpec(name=name)
@@ -266,6 +286,7 @@ class InferHandler:
         spec.inputs.extend(tensor.to_proto() for tensor in config.inputs)
         spec.outputs.extend(tensor.to_proto() for tensor in config.outputs)
         spec.output_bytes = sum(tensor.row_bytes() for tensor in config.outputs)
+        spec.decoupled = config.decoupled
         return spec
 
 

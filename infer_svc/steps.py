@@ -156,6 +156,8 @@ def _part(ensemble: Model, step: Step, find: Find) -> Model:
         raise ValueError(f"its model {step.model!r} is refused: {err}") from err
     except NotFound as err:
         raise ValueError(f"its {err}") from err
+    if part.config.decoupled:
+        raise ValueError(f"its model {step.model!r} generates; an ensemble has one answer")
     if step.version not in (NEWEST, part.version):
         raise ValueError(
             f"it wants version {step.version} of model {step.model!r}, which is served in version "

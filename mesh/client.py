@@ -188,7 +188,8 @@ class StageClient:
         """Send one request and return its reply, whatever the reply's status is.
 
         Sent to another replica when the one it was at went away (once for free, then from the
-        budget) or was full. A repeated execution is possible, a second answer is not.
+        budget) or was full. A repeated execution is possible, a second answer is not: of a request
+        with several replies, `Request.resume` tells the next replica what came.
 
         Raises:
             MeshError: no reply could be had.
@@ -224,6 +225,8 @@ class StageClient:
             finally:
                 lease.release()
             lease = None
+            if request.resume is not None:
+                request.context = request.resume()
             self.retries += 1
             log.debug("retry", extra={"stage": self.stage, "replica": link.address})
             if isinstance(error, ReplicaFull):

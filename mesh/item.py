@@ -2,8 +2,10 @@
 
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+
+from opentelemetry.util.types import AttributeValue
 
 from mesh.errors import DeadlineExceeded, MeshError
 from mesh.status import from_status
@@ -43,6 +45,8 @@ class Reply:
     """Filled by stages that measure."""
     more: bool = False
     """Other replies to the same request follow."""
+    attributes: Mapping[str, AttributeValue] | None = None
+    """Of the request's span; they stay in the process."""
 
     def error(self) -> MeshError | None:
         """Return the error that the status stands for."""
@@ -97,6 +101,9 @@ class Request:
     """When it came to this process, on the same clock."""
     hops: list[Hop] | None = None
     """Attempts at stages, noted for a trace that may be written afterwards; None: not noted."""
+    resume: Callable[[], bytes] | None = None
+    """Returns the context of a further attempt: what was answered already is not asked for again.
+    None: the context stays as it is."""
 
     def check_deadline(self) -> None:
         """Call before any work.

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Sequence
 
 from opentelemetry.sdk.trace import Tracer as SdkTracer
 from opentelemetry.trace import Link, SpanKind, Tracer
+from opentelemetry.util.types import AttributeValue
 
 from mesh.item import Handler, Layer, Reply, Request, Timings
 from mesh.sampling import Sampling
@@ -65,11 +66,11 @@ def tracing(tracer: Tracer, method: str) -> Layer:
             if not is_sampled(trace):
                 return await handler(request)
 
-            def write(code: int, message: str) -> None:
+            def write(code: int, message: str, told: Attributes | None = None) -> None:
                 write_rpc_span(
                     tracer, method, trace, came, SpanKind.SERVER, (code, message),
                     started=request.received, ended=time.monotonic(),
-                    attributes={**rpc_attributes(method, request.target)},
+                    attributes={**rpc_attributes(method, request.target), **(told or {})},
                 )  # fmt: skip
 
             try:
@@ -80,7 +81,9 @@ def tracing(tracer: Tracer, method: str) -> Layer:
             if reply.timings is not None:
                 span_timings(tracer, request, reply.timings)
             status = reply.status
-            write(status.code if status else 0, status.message if status else "")
+            write(
+                status.code if status else 0, status.message if status else "", reply.attributes
+            )  # fmt: skip
             return reply
 
         return traced
@@ -154,7 +157,7 @@ def span_timings(
         if not seconds:
             continue
         links = []
-        attributes: dict[str, str | int | float | bool] = dict(marks or {})
+        attributes: dict[str, AttributeValue] = dict(marks or {})
         if name == "run" and timings.batch_rows:
             attributes[BATCH_ROWS] = timings.batch_rows
             links = [Link(context_of(timings.batch_trace))] if timings.batch_trace else []

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, TypeAdapter, ValidationError, ValidationInf
 
 from mesh.errors import InvalidInput, NotFound
 from mesh.tensor import Tensors, TensorSpec
+from mesh.validation import faults
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,4 @@ def make_op(table: Mapping[str, type[Op]], name: str, parameters: bytes, root: P
     try:
         return TypeAdapter(kind).validate_python(values, context={"root": root})
     except ValidationError as err:
-        faults = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'parameters'}: {e['msg']} (came {e['input']!r:.80})"
-            for e in err.errors()
-        )
-        raise InvalidInput(f"op {name!r}: {faults}") from err
+        raise InvalidInput(f"op {name!r}: {faults(err, 'parameters')}") from err

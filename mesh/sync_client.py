@@ -2,6 +2,8 @@
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TypeVar
 
@@ -89,8 +91,34 @@ class MeshClient:
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=response.FromString,
         )
+        with self._span(method) as metadata, _as_ours():
+            return call(request, timeout=self._timeout_s, metadata=metadata)
+
+    def stream(self, method: str, request: Message, response: type[M]) -> Iterator[M]:
+        """Call a method that answers with a stream, and yield its messages as they come.
+
+        Args:
+            method: as `Generate`.
+            request: its request message.
+            response: class of its response messages.
+
+        Raises:
+            MeshError: as the gateway answered.
+        """
+        call: grpc.UnaryStreamMultiCallable[Message, M] = self._channel.unary_stream(
+            f"/{SERVICE}/{method}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=response.FromString,
+        )
+        with self._span(method) as metadata, _as_ours():
+            yield from call(request, timeout=self._timeout_s, metadata=metadata)
+
+    @contextmanager
+    def _span(self, method: str) -> Iterator[tuple[tuple[str, str], ...]]:
+        """Make the CLIENT span of a call, and give what the call takes along."""
         if self._tracing is None:
-            return self._invoke(call, request, ())
+            yield ()
+            return
         name = f"{SERVICE}/{method}"
         span = telemetry.start_span(
             self._tracing.sampled, name, b"", SpanKind.CLIENT,
@@ -100,8 +128,7 @@ class MeshClient:
         self.trace_id = trace[:16].hex()
         code, message = 0, ""
         try:
-            metadata = (("traceparent", telemetry.to_traceparent(trace)),)
-            return self._invoke(call, request, metadata)
+            yield (("traceparent", telemetry.to_traceparent(trace)),)
         except MeshError as err:
             status = to_status(err)
             code, message = status.code, status.message
@@ -109,13 +136,11 @@ class MeshClient:
         finally:
             telemetry.end_rpc_span(span, code, message)
 
-    def _invoke(
-        self,
-        call: "grpc.UnaryUnaryMultiCallable[Message, M]",
-        request: Message,
-        metadata: tuple[tuple[str, str], ...],
-    ) -> M:
-        try:
-            return call(request, timeout=self._timeout_s, metadata=metadata)
-        except grpc.RpcError as err:
-            raise from_rpc_error(err) from None
+
+@contextmanager
+def _as_ours() -> Iterator[None]:
+    """Raise gRPC's errors as ours."""
+    try:
+        yield
+    except grpc.RpcError as err:
+        raise from_rpc_error(err) from None

@@ -27,6 +27,7 @@ from opentelemetry.trace import (
     Tracer,
     set_span_in_context,
 )
+from opentelemetry.util.types import AttributeValue
 
 import mesh
 from mesh.settings import TelemetrySettings
@@ -59,7 +60,7 @@ ATTEMPTS = "mesh.attempts"
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 """Versions after 00 may have more parts."""
 
-Attributes = Mapping[str, str | int | float | bool]
+Attributes = Mapping[str, AttributeValue]
 
 UNSET = Status()
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
@@ -263,7 +264,7 @@ def write_rpc_span(
     *,
     started: float,
     ended: float,
-    attributes: dict[str, str | int | float | bool],
+    attributes: dict[str, AttributeValue],
 ) -> None:
     """Write a CLIENT or SERVER span that has ended already, as `write_span` does.
 

@@ -1,12 +1,13 @@
-"""Unary gRPC methods on the same handlers and layers as the streams, and calls of such."""
+"""gRPC methods of one request on the same handlers and layers as the streams, and calls of such."""
 
+import asyncio
 import math
 import time
 
 import grpc
 
 from mesh.grpc_types import Call, Context, Method
-from mesh.item import Handler, Request
+from mesh.item import Handler, Reply, Request
 from mesh.link import CHANNEL_OPTIONS
 from mesh.status import abort, from_rpc_error
 from mesh.telemetry import from_traceparent
@@ -21,19 +22,41 @@ def unary_method(handler: Handler, target: str) -> Method:
     """
 
     async def method(message: bytes, context: Context) -> bytes:
-        now = time.monotonic()
-        left = context.time_remaining()
-        request = Request(
-            target, message, deadline=math.inf if left is None else now + left,
-            trace=_trace(context), client=str(context.peer()), received=now,
-        )  # fmt: skip
-        reply = await handler(request)
+        reply = await handler(_request(target, message, context))
         error = reply.error()
         if error is not None:
             await abort(context, error)
         return reply.payload
 
     return grpc.unary_unary_rpc_method_handler(method)
+
+
+def streaming_method(handler: Handler, target: str) -> Method:
+    """Return a gRPC method that answers with a stream: each reply's payload is a message.
+
+    Args:
+        handler: as for `unary_method`; it emits all replies but the last.
+        target: of the request.
+    """
+
+    async def method(message: bytes, context: Context) -> None:
+        request = _request(target, message, context)
+        emitted: asyncio.Queue[Reply | None] = asyncio.Queue()
+        request.emit = emitted.put_nowait
+        handled = asyncio.ensure_future(handler(request))
+        handled.add_done_callback(lambda _: emitted.put_nowait(None))
+        try:
+            while (reply := await emitted.get()) is not None:
+                await context.write(reply.payload)
+            last = await handled
+        finally:
+            handled.cancel()
+        error = last.error()
+        if error is not None:
+            await abort(context, error)
+        await context.write(last.payload)
+
+    return grpc.unary_stream_rpc_method_handler(method)
 
 
 async def ask(address: str, method: str, message: bytes, timeout_s: float) -> bytes:
@@ -54,6 +77,15 @@ async def ask(address: str, method: str, message: bytes, timeout_s: float) -> by
             return await call(message, timeout=timeout_s)
         except grpc.aio.AioRpcError as err:
             raise from_rpc_error(err) from err
+
+
+def _request(target: str, message: bytes, context: Context) -> Request:
+    now = time.monotonic()
+    left = context.time_remaining()
+    return Request(
+        target, message, deadline=math.inf if left is None else now + left,
+        trace=_trace(context), client=str(context.peer()), received=now,
+    )  # fmt: skip
 
 
 def _trace(context: Context) -> bytes:

@@ -56,7 +56,13 @@ class Sampling:
 GREEDY = Sampling()
 
 
-def choose(logits: Logits, best: int, sampling: Sampling, text: Sequence[int]) -> int:
+def choose(
+    logits: Logits,
+    best: int,
+    sampling: Sampling,
+    text: Sequence[int],
+    banned: frozenset[int] = frozenset(),
+) -> int:
     """Return the next token; of equal ones the lowest.
 
     Args:
@@ -64,6 +70,7 @@ def choose(logits: Logits, best: int, sampling: Sampling, text: Sequence[int]) -
         best: the token with the largest, the first NaN where there is one: `argmax`.
         sampling: how.
         text: ids so far, prompt included; noise is that of their number.
+        banned: tokens that must not come.
 
     Raises:
         EngineError: a logit is NaN or +inf, or all are -inf.
@@ -73,6 +80,9 @@ def choose(logits: Logits, best: int, sampling: Sampling, text: Sequence[int]) -
     scores = logits
     if sampling.repetition_penalty != 1 and text:
         scores = _penalized(logits, np.unique(text), sampling.repetition_penalty)
+        best = int(scores.argmax())
+    if banned:
+        scores = _without(scores, banned)
         best = int(scores.argmax())
     if sampling.temperature == 0:
         return best
@@ -112,6 +122,19 @@ def _penalized(logits: Logits, seen: NDArray[np.int64], penalty: float) -> NDArr
     found = scores[seen]
     scores[seen] = np.where(found > 0, found / penalty, found * penalty)
     return scores
+
+
+def _without(scores: Logits, banned: frozenset[int]) -> Logits:
+    """Return logits with ids ruled out.
+
+    Raises:
+        EngineError: none is left.
+    """
+    left = scores.copy()
+    left[[key for key in banned if key < len(left)]] = -np.inf
+    if left.max() == -np.inf:
+        raise EngineError(f"all {len(left)} tokens are ruled out; loosen the generation config")
+    return left
 
 
 def _candidates(scores: Logits, sampling: Sampling) -> NDArray[np.int64]:

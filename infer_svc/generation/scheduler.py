@@ -9,12 +9,13 @@ import logging
 import math
 import threading
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from infer_svc.generation.rules import NO_RULES, Rules
 from infer_svc.generation.sampling import GREEDY, Sampling, choose
 from infer_svc.generation.stepper import Stepper
 from mesh.errors import DeadlineExceeded, InvalidInput, MeshError, Overloaded, StageUnavailable
@@ -24,8 +25,9 @@ log = logging.getLogger(__name__)
 
 PIECE = 64
 """Ids of prompts that are read between two steps."""
-Event = int | str | MeshError
-"""A token, why there are no more, or an error."""
+TRIES = 3
+"""Steps that may fail with a generation in them before it fails: its ids are known, and what a GPU
+refused once may go well the next time."""
 LENGTH, STOP = "length", "stop"
 """Why a generation ended, as OpenAI's API names it."""
 
@@ -35,14 +37,14 @@ class Prompt:
     """What is asked for."""
 
     ids: Sequence[int]
-    """The text so far, at least one id: of a decoder alone the prompt; after an encoder its start
-    token; and what was generated before, where a generation goes on."""
+    """At least one id: of a decoder alone the prompt; after an encoder its start token."""
     tokens: int
-    """How many more may come."""
+    """How many may come, those that came before included."""
     source: Sequence[int] = ()
     """For the encoder."""
-    stop: frozenset[int] = frozenset()
-    """Ids that end it; they are not given."""
+    emitted: Sequence[int] = ()
+    """Tokens that came already, where a generation goes on."""
+    rules: Rules = NO_RULES
     sampling: Sampling = GREEDY
     deadline: float = math.inf
     """On the clock of `time.monotonic`."""
@@ -50,16 +52,35 @@ class Prompt:
     """Waiting is fair between clients."""
 
 
+@dataclass(frozen=True)
+class Finish:
+    """How a generation ended; times on the clock of `time.monotonic`."""
+
+    reason: str
+    """`LENGTH` or `STOP`."""
+    asked: float
+    admitted: float
+    """When it got its slot."""
+    first: float
+    """When its first token came; the end, where there was none."""
+    ended: float
+
+
 @dataclass(eq=False)
 class _Running:
     """A generation, waiting or in a slot."""
 
     prompt: Prompt
+    emit: Callable[[int], None]
+    future: asyncio.Future[Finish]
     text: list[int]
     """All ids so far."""
-    events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+    asked: float = field(default_factory=time.monotonic)
+    admitted: float = 0.0
+    first: float = 0.0
     done: int = 0
     """Ids whose keys and values are in the cache."""
+    failures: int = 0
     cancelled: bool = False
 
     @property
@@ -72,16 +93,36 @@ class _Running:
         """Tell whether more than the last id of the text is still to be run."""
         return self.done < len(self.text) - 1
 
+    @property
+    def made(self) -> int:
+        """Tokens so far."""
+        return len(self.text) - len(self.prompt.ids)
+
+    def finish(self, reason: str) -> Finish:
+        """Return how it ended, now."""
+        now = time.monotonic()
+        return Finish(reason, self.asked, self.admitted, self.first or now, now)
+
+
+Event = int | Finish | MeshError
+"""A token, the end, or an error."""
+
 
 class Scheduler:
-    """Runs generations on a stepper. Made in the event loop of whoever asks.
+    """Runs generations on a stepper.
 
     Args:
         stepper: used by the scheduler's thread only.
+        loop: of whoever asks; None: the running one.
         max_waiting: generations that wait for a slot; more are refused.
     """
 
-    def __init__(self, stepper: Stepper, max_waiting: int = 1000) -> None:
+    def __init__(
+        self,
+        stepper: Stepper,
+        loop: asyncio.AbstractEventLoop | None = None,
+        max_waiting: int = 1000,
+    ) -> None:
         self._stepper = stepper
         self._max_waiting = max_waiting
         self._slots: list[_Running | None] = []
@@ -89,7 +130,7 @@ class Scheduler:
         self._waiting: FairQueue[_Running] = FairQueue()
         self._change = threading.Condition()
         self._closing = False
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop or asyncio.get_running_loop()
         self._told: list[tuple[_Running, Event]] = []
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
         self._thread.start()
@@ -104,10 +145,12 @@ class Scheduler:
         """Generations that wait for a slot."""
         return len(self._waiting)
 
-    async def generate(self, prompt: Prompt) -> AsyncGenerator[int | str, None]:
-        """Yield tokens as they come, and at last why there are no more.
+    async def run(self, prompt: Prompt, emit: Callable[[int], None]) -> Finish:
+        """Generate; to cancel it frees its slot before the next step but one.
 
-        To leave off ends the generation and frees its slot before the next step but one.
+        Args:
+            prompt: what is asked for.
+            emit: called in the event loop with each token.
 
         Raises:
             InvalidInput: no id, no token wanted, or more than a slot holds.
@@ -117,7 +160,8 @@ class Scheduler:
             StageUnavailable: the scheduler is closed.
         """
         self._check(prompt)
-        running = _Running(prompt, [*prompt.ids])
+        future: asyncio.Future[Finish] = self._loop.create_future()
+        running = _Running(prompt, emit, future, [*prompt.ids, *prompt.emitted])
         with self._change:
             if self._closing:
                 raise StageUnavailable("this replica is going away")
@@ -125,12 +169,12 @@ class Scheduler:
                 raise Overloaded(f"{self._max_waiting} generations wait already; try again later")
             self._waiting.push(prompt.client, running)
             self._change.notify()
+        left = prompt.deadline - time.monotonic()
         try:
-            while True:
-                event = await self._next(running)
-                yield event
-                if isinstance(event, str):
-                    return
+            async with asyncio.timeout(None if math.isinf(left) else max(0.0, left)):
+                return await future
+        except TimeoutError:
+            raise DeadlineExceeded(f"the time was over after {running.made} tokens") from None
         finally:
             running.cancelled = True
             with self._change:
@@ -138,29 +182,15 @@ class Scheduler:
 
     def _check(self, prompt: Prompt) -> None:
         room, source = self._stepper.length, self._stepper.source_length
-        if not prompt.ids or prompt.tokens < 1 or len(prompt.ids) + prompt.tokens > room:
+        count, left = len(prompt.ids), prompt.tokens - len(prompt.emitted)
+        if not count or left < 1 or count + prompt.tokens > room:
             raise InvalidInput(
-                f"{len(prompt.ids)} ids and {prompt.tokens} more came, wanted one of each or more, "
-                f"and at most {room} together; ask for fewer tokens or send a shorter text"
+                f"{count} ids and {left} more came, wanted one of each or more, and at most {room} "
+                "together; ask for fewer tokens or send a shorter text"
             )
         if bool(prompt.source) != bool(source) or len(prompt.source) > source:
             wanted = f"1 to {source}" if source else "none, as there is no encoder"
             raise InvalidInput(f"a source of {len(prompt.source)} ids came, wanted {wanted}")
-
-    async def _next(self, running: _Running) -> int | str:
-        left = running.prompt.deadline - time.monotonic()
-        if math.isinf(left) or not running.events.empty():
-            event = await running.events.get()
-        else:
-            try:
-                async with asyncio.timeout(max(0.0, left)):
-                    event = await running.events.get()
-            except TimeoutError:
-                made = len(running.text) - len(running.prompt.ids)
-                raise DeadlineExceeded(f"the time was over after {made} tokens") from None
-        if isinstance(event, MeshError):
-            raise event
-        return event
 
     def close(self) -> None:
         """End the thread; what is under way or waits fails."""
@@ -219,10 +249,11 @@ class Scheduler:
                 running = self._waiting.pop()
             if running.is_over:
                 continue
+            running.admitted = running.admitted or time.monotonic()
             try:
                 self._stepper.begin(slot, running.prompt.source)
             except MeshError as err:
-                self._tell(running, err)
+                self._retry(running, err)
                 continue
             if slot == len(self._slots):
                 self._slots.append(None)
@@ -287,39 +318,62 @@ class Scheduler:
         """Choose the next token of a generation, and end it where that was the last."""
         prompt = running.prompt
         try:
-            token = choose(logits, best, prompt.sampling, running.text)
+            token = prompt.rules.forced(running.made, prompt.tokens)
+            if token is None:
+                banned = prompt.rules.banned(running.text, running.made)
+                token = choose(logits, best, prompt.sampling, running.text, banned)
         except MeshError as err:
             self._tell(running, err)
             self._slots[slot] = None
             return
-        if token in prompt.stop:
-            self._tell(running, STOP)
-            self._slots[slot] = None
+        running.first = running.first or time.monotonic()
+        if token in prompt.rules.stop:
+            self._end(slot, running, STOP)
             return
         running.text.append(token)
         self._tell(running, token)
-        if len(running.text) == len(prompt.ids) + prompt.tokens:
-            self._tell(running, LENGTH)
-            self._slots[slot] = None
+        if running.made == prompt.tokens:
+            self._end(slot, running, LENGTH)
+
+    def _end(self, slot: int, running: _Running, reason: str) -> None:
+        self._tell(running, running.finish(reason))
+        self._slots[slot] = None
+
+    def _retry(self, running: _Running, error: MeshError) -> None:
+        """Let a generation whose cache is lost begin anew with the text that it has."""
+        running.failures += 1
+        running.done = 0
+        if running.failures == TRIES:
+            self._tell(running, error)
+            return
+        with self._change:
+            self._waiting.push(running.prompt.client, running)
 
     def _stepped(
         self, first: int, ids: list[list[int]], start: list[int]
     ) -> NDArray[np.floating] | None:
-        """Run a step; should it fail, the generations in it fail, and None is returned."""
+        """Run a step; should it fail, the generations in it begin anew, and None is returned."""
         try:
             return self._stepper.step(first, ids, start)
         except MeshError as err:
             log.exception("step failed", extra={"rows": len(ids)})
             for slot in range(first, first + len(ids)):
                 if (running := self._slots[slot]) is not None:
-                    self._tell(running, err)
                     self._slots[slot] = None
+                    self._retry(running, err)
             return None
 
 
 def _deliver(told: list[tuple[_Running, Event]]) -> None:
     for running, event in told:
-        running.events.put_nowait(event)
+        if running.future.done():
+            continue  # nobody awaits it any more
+        if isinstance(event, int):
+            running.emit(event)
+        elif isinstance(event, Finish):
+            running.future.set_result(event)
+        else:
+            running.future.set_exception(event)
 
 
 def _width(rows: int) -> int:

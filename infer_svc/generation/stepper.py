@@ -1,6 +1,7 @@
 """What runs steps: a network with a cache for so many generations at once."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -8,7 +9,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from infer_svc.backends.onnxruntime import ERRORS, session, spec
-from mesh.errors import EngineError
+from mesh.errors import EngineError, SettingsError
 from mesh.tensor import NUMPY_DTYPES
 
 CACHE, CROSSED = ("k_", "v_"), ("xk_", "xv_")
@@ -28,6 +29,10 @@ class Stepper(Protocol):
     @property
     def source_length(self) -> int:
         """Tokens that a source may have; 0: there is no encoder."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the caches of all slots."""
 
     def begin(self, slot: int, source: Sequence[int]) -> None:
         """Give a slot what its generation is about; empty for a decoder without an encoder.
@@ -61,14 +66,22 @@ class OrtStepper:
     """Steps by ONNX Runtime on the CPU, which writes caches where they are.
 
     Args:
-        step: ONNX of the decoder's step, as `infer_svc.generation.gpt2` and `bart` make it.
+        step: ONNX of the decoder's step, as `infer_svc.generation.gpt2` and `bart` make it: a
+            file, or what is in one.
         slots: of its caches.
         encoder: ONNX of the encoder; None: there is none.
         threads: of ONNX Runtime.
+
+    Raises:
+        SettingsError: a file is no model that ONNX Runtime can run, or no step of a decoder.
     """
 
     def __init__(
-        self, step: bytes, slots: int, encoder: bytes | None = None, threads: int = 1
+        self,
+        step: Path | bytes,
+        slots: int,
+        encoder: Path | bytes | None = None,
+        threads: int = 1,
     ) -> None:
         self._step = session(step, threads)
         self._encoder = session(encoder, threads) if encoder is not None else None
@@ -77,11 +90,15 @@ class OrtStepper:
             for tensor in map(spec, self._step.get_inputs())
             if tensor.name.startswith((*CACHE, *CROSSED))
         }
+        if not self._state:
+            names = [tensor.name for tensor in self._step.get_inputs()]
+            raise SettingsError(f"a step with the inputs {names} came, wanted caches k_0, v_0, …")
         self._xlen = np.zeros(slots, np.int64)
         self._bindings: dict[tuple[int, int], Any] = {}
         self.slots = slots
         self.length = self._longest(CACHE)
         self.source_length = self._longest(CROSSED)
+        self.cache_bytes = sum(array.nbytes for array in self._state.values())
 
     def begin(self, slot: int, source: Sequence[int]) -> None:
         """Run the encoder, if there is one."""

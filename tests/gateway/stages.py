@@ -1,7 +1,7 @@
 """Small stages that run in the test's process: they answer `Describe` and `Run` over real gRPC."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -142,9 +142,12 @@ class FakeMesh:
 
 
 @asynccontextmanager
-async def running_mesh(infer: Limits = Limits()) -> AsyncIterator[FakeMesh]:
-    """Start the stages and connect to them."""
+async def running_mesh(
+    infer: Limits = Limits(), prepare: Callable[[FakeMesh], None] = lambda mesh: None
+) -> AsyncIterator[FakeMesh]:
+    """Start the stages, once they are prepared, and connect to them."""
     mesh = FakeMesh(infer)
+    prepare(mesh)
     limits = ClientLimits(backoff_s=0.02, retry_burst=2, retry_ratio=0)
     async with AsyncExitStack() as stack:
         clients = []

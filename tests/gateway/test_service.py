@@ -1,9 +1,11 @@
 """The public methods: typed calls, any pipeline, streams, lists and traces."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, TracesData
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind
 
+from gateway.answers import text_of
 from gateway.late_trace import LateTraces
 from gateway.runner import PipelineRunner
 from gateway.service import NAME, MeshService
@@ -26,8 +29,9 @@ from mesh.server import Limits
 from mesh.status import from_rpc_error
 from mesh.telemetry import Tracing
 from mesh.tensor import Tensors, bytes_tensor, from_proto, pack, to_proto, unpack
-from protos.mesh.v1 import mesh_pb2
+from protos.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 from tests.conftest import eventually
+from tests.gateway import generating
 from tests.gateway.stages import PIPELINE, FakeMesh, repository, running_mesh
 from tests.gateway.test_trace_store import group, request_span
 from tests.mesh.spans import SAMPLED, Spans, parent_id, span_id
@@ -346,3 +350,99 @@ def test_methods_are_those_of_the_proto(tmp_path: Path) -> None:
     runner = PipelineRunner(root, FakeMesh.__new__(FakeMesh))  # type: ignore[arg-type]
     methods = MeshService(runner, Spans().tracer, Limits(), trace_handler(None)).methods()
     assert methods.keys() == set(mesh_pb2.DESCRIPTOR.services_by_name["Mesh"].methods_by_name)
+
+
+@asynccontextmanager
+async def generating_gateway(
+    folder: Path, addresses: list[str] | None = None
+) -> AsyncIterator[tuple[grpc.aio.Channel, FakeMesh]]:
+    """Serve one pipeline that generates, and one more whose answers are admitted by latency."""
+    root = repository(folder, speller=generating.PIPELINE, other="model: other")
+    async with generating.generating_mesh() as mesh:
+        runner = PipelineRunner(root, mesh.stages)
+        await runner.check()
+        spans = Spans()
+        service = MeshService(runner, spans.tracer, Limits(), trace_handler(TraceStore()), 0.001)
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(NAME, service.methods()),)
+        )
+        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        if addresses is not None:
+            addresses.append(address)
+        await server.start()
+        async with grpc.aio.insecure_channel(address) as channel:
+            yield channel, mesh
+        await server.stop(None)
+
+
+def generate(
+    channel: grpc.aio.Channel, text: str, **options: Any
+) -> grpc.aio.UnaryStreamCall[mesh_pb2.GenerateRequest, mesh_pb2.GenerateResponse]:
+    call: Any = mesh_pb2_grpc.MeshStub(channel).Generate
+    request = mesh_pb2.GenerateRequest(text=text, **options)
+    return call(request, timeout=5)  # type: ignore[no-any-return]
+
+
+async def test_generation_is_a_stream_of_texts_and_an_end(tmp_path: Path) -> None:
+    async with generating_gateway(tmp_path) as (channel, mesh):
+        responses = [response async for response in generate(channel, "Hello!", max_tokens=9)]
+        assert "".join(response.text for response in responses) == "Hello!"
+        assert [response.finish_reason for response in responses[:-1]] == [""] * (
+            len(responses) - 1
+        )
+        last = responses[-1]
+        assert (last.text, last.finish_reason) == ("", "length")
+        assert (last.prompt_tokens, last.completion_tokens) == (6, 6)
+        parameters = json.loads(mesh.infer.requests[0].parameters)
+        assert parameters.pop("seed") > 0
+        assert parameters == {"max_tokens": 9}
+
+
+async def test_generation_that_fails_has_the_error_of_its_stage(tmp_path: Path) -> None:
+    async with generating_gateway(tmp_path) as (channel, _):
+        for text, options, error in (
+            ("bad", {}, InvalidInput), ("x", {"pipeline": "none"}, NotFound),
+            ("x", {"stop": [""]}, InvalidInput),
+        ):  # fmt: skip
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await generate(channel, text, **options).read()
+            assert isinstance(from_rpc_error(caught.value), error)
+
+
+async def test_who_leaves_a_generation_ends_it_at_the_model(tmp_path: Path) -> None:
+    async with generating_gateway(tmp_path) as (channel, mesh):
+        mesh.infer.answer = partial(generating.spell, pause_s=0.01)
+        for _ in range(10):
+            call = generate(channel, "x" * 500)
+            await call.read()
+            call.cancel()
+        await eventually(lambda: mesh.infer.stage.depth == 0)
+        assert mesh.leased() == (0, 0)
+
+
+async def test_generation_by_the_stream_of_many_requests(tmp_path: Path) -> None:
+    """Those that take no replies before the last one find the whole text in it."""
+    addresses: list[str] = []
+    async with (
+        generating_gateway(tmp_path, addresses), StageClient(NAME, addresses[0], "Stream") as client
+    ):  # fmt: skip
+        came: list[str] = []
+        payload = pack({"text": bytes_tensor(b"Hello!")})
+        reply = await client.call(
+            Request("speller", payload), more=lambda reply: came.append(text_of(reply))
+        )
+        assert "".join(came) == text_of(reply) == "Hello!"
+
+
+async def test_long_generation_is_no_sign_of_an_overload(tmp_path: Path) -> None:
+    async with generating_gateway(tmp_path) as (channel, mesh):
+        mesh.infer.answer = partial(generating.spell, pause_s=0.02)
+        calls = [generate(channel, "x" * 30) for _ in range(30)]
+        ends = await asyncio.gather(*(_end(call) for call in calls))
+        assert ends == ["length"] * 30
+
+
+async def _end(call: Any) -> str:
+    reasons: list[str] = [response.finish_reason async for response in call]
+    return reasons[-1]

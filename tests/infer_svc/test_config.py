@@ -393,3 +393,28 @@ def test_impossible_ensemble_is_refused_with_file_and_field(
     with pytest.raises(SettingsError, match=message) as caught:
         read(tmp_path, text)
     assert "config.pbtxt" in str(caught.value)
+
+
+def test_model_that_generates_is_decoupled_and_has_slots(tmp_path: Path) -> None:
+    text = "model_transaction_policy { decoupled: true }"
+    config = read(tmp_path, text)
+    assert (config.decoupled, config.slots) == (True, 32)
+    text += ' parameters { key: "slots" value { string_value: "5" } }'
+    assert read(tmp_path, text, "other").slots == 5
+    assert not read(tmp_path, "", "plain").decoupled
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("max_batch_size: 4", "max_batch_size 4 or dynamic_batching"),
+        ("dynamic_batching { }", "leave them out"),
+        ('parameters { key: "slots" value { string_value: "0" } }', "slots '0' came, wanted 1 to"),
+        ('parameters { key: "slots" value { string_value: "many" } }', "slots 'many' came"),
+    ],
+)
+def test_config_that_no_generation_can_have_is_refused(
+    tmp_path: Path, text: str, match: str
+) -> None:
+    with pytest.raises(SettingsError, match=match):
+        read(tmp_path, f"model_transaction_policy {{ decoupled: true }} {text}")

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from infer_svc.metrics import STEP_BOUNDS, ModelMetrics, Tally, reason_of
+from infer_svc.metrics import STEP_BOUNDS, ModelMetrics, reason_of
 from mesh.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -64,13 +64,6 @@ def test_batch_sizes_have_buckets_by_powers_of_two_up_to_the_largest(
     max_rows: int, bounds: list[float]
 ) -> None:
     assert ModelMetrics("m", 1, max_rows).batch_rows.bounds == bounds
-
-
-def test_tally_counts_a_value_at_its_bound_and_one_beyond_the_last() -> None:
-    tally = Tally((1.0, 2.0))
-    for value in (0.5, 1.0, 1.5, 2.0, 2.5):
-        tally.add(value)
-    assert (tally.counts, tally.total) == ([2, 2, 1], 7.5)
 
 
 def test_shortest_step_that_is_told_apart_is_50_us() -> None:

@@ -27,6 +27,8 @@ from mesh.tensor import Array, Tensors, bytes_tensor, pack, unpack
 from protos.mesh.v1.stage_pb2 import Target, TargetSpec
 from tests.conftest import running_client, running_replica
 from tests.infer_svc import graphs
+from tests.infer_svc.generation.networks import GPT2
+from tests.infer_svc.generation.test_generator import write_version
 from tests.infer_svc.graphs import write_model
 from tests.infer_svc.test_served import lanes_of
 
@@ -412,3 +414,52 @@ async def test_shared_memory_stays_pinned_until_no_lane_reads_it(
         assert lanes_alive()
         monkeypatch.setattr(service, "devices", lambda: [gpu])
     assert alive == [[]]
+
+
+async def test_model_that_generates_is_served_beside_the_others(root: Path, tmp_path: Path) -> None:
+    write_version(root / "speaks/1", "gpt2", {"max_new_tokens": 4})
+    (root / "speaks/config.pbtxt").write_text("model_transaction_policy { decoupled: true }")
+    registry = CollectorRegistry()
+    async with serving(root, registry) as handler:
+        (spec,) = handler.describe([Target(name="speaks")])
+        assert (spec.decoupled, spec.version) == (True, "1")
+        assert [tensor.name for tensor in spec.inputs] == ["input_ids", "attention_mask"]
+        (other,) = handler.describe([Target(name="add")])
+        assert not other.decoupled
+        async with running_replica(handler) as replica, running_client(replica) as client:
+            ids = np.array([GPT2.given[0]], np.int64)
+            payload = pack({"input_ids": ids, "attention_mask": np.ones_like(ids)})
+            came: list[int] = []
+            reply = await client.call(
+                Request("speaks", payload),
+                more=lambda reply: came.extend(unpack(reply.payload)["token_ids"].tolist()),
+            )
+        assert came == GPT2.made[0][:4]
+        assert unpack(reply.payload)["finish_reason"].tolist() == [b"length"]
+        labels = {"model": "speaks", "version": "1"}
+        tokens = registry.get_sample_value(
+            "mesh_generation_tokens_total", {**labels, "gen_ai_token_type": "output"}
+        )
+        assert tokens == 4
+        assert registry.get_sample_value("nv_inference_request_success", labels) == 1
+    assert registry.get_sample_value("mesh_generation_slots", labels) is None
+    assert "generation" not in [thread.name for thread in threading.enumerate()]
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        ("instance_group [ { kind: KIND_GPU } ]", "on the CPU only|GPU"),
+        ('input [ { name: "x" data_type: TYPE_FP32 dims: [ 1 ] } ]', "leave them out"),
+    ],
+)
+async def test_model_that_cannot_generate_is_refused_by_name_and_others_serve(
+    root: Path, config: str, match: str
+) -> None:
+    write_version(root / "speaks/1", "gpt2", {})
+    text = f"model_transaction_policy {{ decoupled: true }} {config}"
+    (root / "speaks/config.pbtxt").write_text(text)
+    async with serving(root) as handler:
+        with pytest.raises(Refused, match=match):
+            await handler(Request("speaks", b""))
+        assert await infer(handler, "add", left=ROWS, right=ROWS)

@@ -53,6 +53,7 @@ PARTS = {
     "half": model(config("half", (replace(H, dtype="FP16"),), (Y,))),
     "wide": model(config("wide", (replace(H, shape=(-1, 9)),), (Y,))),
     "deep": model(config("deep", (replace(H, shape=(-1, 8, 1)),), (Y,))),
+    "writer": model(replace(config("writer", (X,), (H,)), decoupled=True)),
     "open": model(config("open", (replace(H, shape=(-1, -1)),), (replace(Y, shape=(-1, -1)),))),
 }
 
@@ -198,6 +199,10 @@ FAULTS: dict[str, tuple[Model, str]] = {
     "larger-batches": (
         ensemble(replace(FIRST, model="small"), SECOND),
         "its max_batch_size is 8, that of its model 'small' 4; it must not be the larger one",
+    ),
+    "part-that-generates": (
+        ensemble(replace(FIRST, model="writer"), SECOND),
+        "its model 'writer' generates; an ensemble has one answer",
     ),
     "part-without-batches": (
         ensemble(replace(FIRST, model="single"), SECOND),

@@ -434,3 +434,16 @@ async def test_many_large_items_at_once_all_pass(one_client: StageClient) -> Non
     ]]  # fmt: skip
     assert sizes == [len(payload)] * 16
     assert one_client.retries == 0
+
+
+async def test_further_attempt_takes_along_what_came_before() -> None:
+    async def fall_once(request: Request) -> Reply:
+        if request.context == b"came: 0":
+            raise StageUnavailable("going away")
+        return Reply(request.context)
+
+    came = iter(range(1, 9))
+    async with running_replica(fall_once) as replica, running_client(replica) as client:
+        request = Request("t", b"", context=b"came: 0")
+        request.resume = lambda: b"came: %d" % next(came)
+        assert (await client.call(request)).payload == b"came: 1"

@@ -15,8 +15,14 @@ from mesh.item import Reply, Request
 from mesh.layers import errors
 from mesh.sync_client import SERVICE, MeshClient
 from mesh.telemetry import is_sampled
-from mesh.unary import unary_method
-from protos.mesh.v1.mesh_pb2 import ListPipelinesRequest, ListPipelinesResponse, RunRequest
+from mesh.unary import streaming_method, unary_method
+from protos.mesh.v1.mesh_pb2 import (
+    GenerateRequest,
+    GenerateResponse,
+    ListPipelinesRequest,
+    ListPipelinesResponse,
+    RunRequest,
+)
 
 ANSWER = ListPipelinesResponse(pipelines=[{"name": "digits"}])
 
@@ -38,6 +44,16 @@ class Gateway:
             await asyncio.Event().wait()
         return Reply(ANSWER.SerializeToString())
 
+    async def tell(self, request: Request) -> Reply:
+        self.requests.append(request)
+        text = GenerateRequest.FromString(request.payload).text
+        assert request.emit is not None
+        for letter in text:
+            request.emit(Reply(GenerateResponse(text=letter).SerializeToString(), more=True))
+        if text == "bad":
+            raise InvalidInput("text: 'bad' came")
+        return Reply(GenerateResponse(finish_reason="stop").SerializeToString())
+
 
 @pytest.fixture(autouse=True)
 def no_otel_variables(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +65,10 @@ def no_otel_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 async def gateway() -> AsyncIterator[Gateway]:
     found = Gateway()
     server = grpc.aio.server()
-    methods = {"ListPipelines": unary_method(errors(found.handle), "t")}
+    methods = {
+        "ListPipelines": unary_method(errors(found.handle), "t"),
+        "Generate": streaming_method(errors(found.tell), "t"),
+    }
     for name, table in ((SERVICE, methods), trace_service(found.store)):
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, table),))
     found.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
@@ -169,3 +188,30 @@ async def test_request_of_the_wrong_method_is_told(gateway: Gateway) -> None:
             client.call("Nope", ListPipelinesRequest(), ListPipelinesResponse)
 
     await in_thread(gateway, work)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+async def test_stream_is_told_message_by_message(gateway: Gateway, traced: bool) -> None:
+    def listen(text: str) -> tuple[list[str], str]:
+        with MeshClient(gateway.address, traced=traced) as client:
+            request = GenerateRequest(text=text)
+            responses = list(client.stream("Generate", request, GenerateResponse))
+            return [response.text for response in responses[:-1]], responses[-1].finish_reason
+
+    assert await asyncio.to_thread(listen, "abc") == (["a", "b", "c"], "stop")
+    assert bool(gateway.requests[0].trace) == traced
+
+
+async def test_stream_that_fails_raises_after_what_was_told(gateway: Gateway) -> None:
+    told = []
+
+    def listen() -> None:
+        with MeshClient(gateway.address) as client:
+            for response in client.stream(
+                "Generate", GenerateRequest(text="bad"), GenerateResponse
+            ):
+                told.append(response.text)
+
+    with pytest.raises(InvalidInput, match="'bad' came"):
+        await asyncio.to_thread(listen)
+    assert told == ["b", "a", "d"]

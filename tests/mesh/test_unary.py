@@ -4,6 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import grpc
 import pytest
@@ -16,10 +17,10 @@ from mesh.errors import (
     StageUnavailable,
 )
 from mesh.host import Host
-from mesh.item import Reply, Request
+from mesh.item import Handler, Reply, Request
 from mesh.layers import errors
 from mesh.status import KIND_KEY, from_rpc_error
-from mesh.unary import ask, unary_method
+from mesh.unary import ask, streaming_method, unary_method
 from tests.conftest import eventually
 from tests.mesh.test_status import raising, unary_channel
 
@@ -177,3 +178,67 @@ async def test_ask_ends_in_time(asked: str) -> None:
 async def test_ask_where_nobody_listens_is_unavailable(bind: str) -> None:
     with pytest.raises(StageUnavailable):
         await ask(bind, "s/M", b"x", 5)
+
+
+@asynccontextmanager
+async def streaming_channel(handler: Handler) -> AsyncIterator[grpc.aio.Channel]:
+    """Serve a handler as the method `/s/M` whose answer is a stream."""
+    server = grpc.aio.server()
+    methods = {"M": streaming_method(errors(handler), "M")}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("s", methods),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield channel
+    await server.stop(None)
+
+
+def stream(channel: grpc.aio.Channel, payload: bytes) -> grpc.aio.UnaryStreamCall[bytes, bytes]:
+    method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream("/s/M")
+    return method(payload, timeout=5)
+
+
+async def spell(request: Request) -> Reply:
+    """Answer with each byte, and fail at a question mark."""
+    assert request.emit is not None
+    for byte in request.payload:
+        if byte == ord("?"):
+            raise InvalidInput("'?' came")
+        request.emit(Reply(bytes([byte]), more=True))
+    return Reply(b"end")
+
+
+async def test_every_reply_is_a_message_of_the_stream_in_order() -> None:
+    async with streaming_channel(spell) as channel:
+        messages = [message async for message in stream(channel, b"abc")]
+        assert messages == [b"a", b"b", b"c", b"end"]
+
+
+async def test_failure_comes_after_what_was_told_before() -> None:
+    async with streaming_channel(spell) as channel:
+        came = []
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for message in stream(channel, b"ab?c"):
+                came.append(message)
+        assert came == [b"a", b"b"]
+        assert isinstance(from_rpc_error(caught.value), InvalidInput)
+
+
+async def test_who_leaves_a_stream_ends_its_handler() -> None:
+    ended = asyncio.Event()
+
+    async def talk(request: Request) -> Reply:
+        assert request.emit is not None
+        try:
+            while True:
+                request.emit(Reply(b"x", more=True))
+                await asyncio.sleep(0.005)
+        finally:
+            ended.set()
+
+    async with streaming_channel(talk) as channel:
+        call = stream(channel, b"")
+        async for _ in call:
+            break
+        call.cancel()
+        await asyncio.wait_for(ended.wait(), 5)

@@ -51,6 +51,11 @@ class MeshStub:
                 request_serializer=protos_dot_mesh_dot_v1_dot_mesh__pb2.ClassifyTextRequest.SerializeToString,
                 response_deserializer=protos_dot_mesh_dot_v1_dot_mesh__pb2.ClassifyTextResponse.FromString,
                 _registered_method=True)
+        self.Generate = channel.unary_stream(
+                '/mesh.v1.Mesh/Generate',
+                request_serializer=protos_dot_mesh_dot_v1_dot_mesh__pb2.GenerateRequest.SerializeToString,
+                response_deserializer=protos_dot_mesh_dot_v1_dot_mesh__pb2.GenerateResponse.FromString,
+                _registered_method=True)
         self.Run = channel.unary_unary(
                 '/mesh.v1.Mesh/Run',
                 request_serializer=protos_dot_mesh_dot_v1_dot_mesh__pb2.RunRequest.SerializeToString,
@@ -91,6 +96,13 @@ class MeshServicer:
 
     def ClassifyText(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Generate(self, request, context):
+        """Text that continues or answers a text, as it comes.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -139,6 +151,11 @@ def add_MeshServicer_to_server(servicer, server):
                     servicer.ClassifyText,
                     request_deserializer=protos_dot_mesh_dot_v1_dot_mesh__pb2.ClassifyTextRequest.FromString,
                     response_serializer=protos_dot_mesh_dot_v1_dot_mesh__pb2.ClassifyTextResponse.SerializeToString,
+            ),
+            'Generate': grpc.unary_stream_rpc_method_handler(
+                    servicer.Generate,
+                    request_deserializer=protos_dot_mesh_dot_v1_dot_mesh__pb2.GenerateRequest.FromString,
+                    response_serializer=protos_dot_mesh_dot_v1_dot_mesh__pb2.GenerateResponse.SerializeToString,
             ),
             'Run': grpc.unary_unary_rpc_method_handler(
                     servicer.Run,
@@ -243,6 +260,33 @@ class Mesh:
             '/mesh.v1.Mesh/ClassifyText',
             protos_dot_mesh_dot_v1_dot_mesh__pb2.ClassifyTextRequest.SerializeToString,
             protos_dot_mesh_dot_v1_dot_mesh__pb2.ClassifyTextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Generate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/mesh.v1.Mesh/Generate',
+            protos_dot_mesh_dot_v1_dot_mesh__pb2.GenerateRequest.SerializeToString,
+            protos_dot_mesh_dot_v1_dot_mesh__pb2.GenerateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -144,20 +144,22 @@ class DescribeResponse(_message.Message):
     def __init__(self, wire_version: _Optional[int] = ..., service: _Optional[str] = ..., version: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[TargetSpec, _Mapping]]] = ..., worker_ports: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TargetSpec(_message.Message):
-    __slots__ = ("name", "inputs", "outputs", "output_bytes", "status", "version")
+    __slots__ = ("name", "inputs", "outputs", "output_bytes", "status", "version", "decoupled")
     NAME_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_BYTES_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    DECOUPLED_FIELD_NUMBER: _ClassVar[int]
     name: str
     inputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.TensorSpec]
     outputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.TensorSpec]
     output_bytes: int
     status: Status
     version: str
-    def __init__(self, name: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., output_bytes: _Optional[int] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., version: _Optional[str] = ...) -> None: ...
+    decoupled: bool
+    def __init__(self, name: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., output_bytes: _Optional[int] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., version: _Optional[str] = ..., decoupled: _Optional[bool] = ...) -> None: ...
 
 class MetricsRequest(_message.Message):
     __slots__ = ()

@@ -56,11 +56,17 @@ def gpt2_stepper(slots: int, dtype: type[Any] = np.float32) -> OrtStepper:
     return OrtStepper(model.SerializeToString(), slots)
 
 
-def bart_stepper(slots: int, dtype: type[Any] = np.float32) -> OrtStepper:
-    """Return one without any source yet."""
+def bart_graphs(dtype: type[Any] = np.float32) -> tuple[bytes, bytes]:
+    """Return encoder and step."""
     bart = Bart(BART.config, BART.weights, dtype)
     step, encoder = bart.step(BART_LENGTH, SOURCE), bart.encoder()
-    return OrtStepper(step.SerializeToString(), slots, encoder.SerializeToString())
+    return encoder.SerializeToString(), step.SerializeToString()
+
+
+def bart_stepper(slots: int, dtype: type[Any] = np.float32) -> OrtStepper:
+    """Return one without any source yet."""
+    encoder, step = bart_graphs(dtype)
+    return OrtStepper(step, slots, encoder)
 
 
 def greedy(

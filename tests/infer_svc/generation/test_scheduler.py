@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from infer_svc.generation.rules import Rules
 from infer_svc.generation.sampling import Sampling
-from infer_svc.generation.scheduler import LENGTH, PIECE, STOP, Prompt, Scheduler
+from infer_svc.generation.scheduler import LENGTH, PIECE, STOP, TRIES, Finish, Prompt, Scheduler
 from mesh.errors import (
     DeadlineExceeded,
     EngineError,
@@ -29,7 +30,7 @@ class CountingStepper:
     """Says the number of ids that a row has, modulo 100; it can be held, and made to fail."""
 
     def __init__(self, slots: int = 4, length: int = 500) -> None:
-        self.slots, self.length, self.source_length = slots, length, 0
+        self.slots, self.length, self.source_length, self.cache_bytes = slots, length, 0, 0
         self.caches: list[list[int]] = [[] for _ in range(slots)]
         self.steps: list[tuple[int, list[int]]] = []
         """First slot and how many ids each row brought."""
@@ -72,10 +73,18 @@ async def counting() -> AsyncIterator[tuple[Scheduler, CountingStepper]]:
 
 async def collect(scheduler: Scheduler, prompt: Prompt) -> tuple[list[int], str]:
     """Return all tokens, and why there are no more."""
-    events = [event async for event in scheduler.generate(prompt)]
-    tokens = [event for event in events[:-1] if isinstance(event, int)]
-    assert len(tokens) == len(events) - 1
-    return tokens, str(events[-1])
+    tokens: list[int] = []
+    finish = await scheduler.run(prompt, tokens.append)
+    assert finish.asked <= finish.admitted <= finish.first <= finish.ended
+    return tokens, finish.reason
+
+
+async def begun(scheduler: Scheduler) -> asyncio.Task[Finish]:
+    """Return a call that has its first token."""
+    began = asyncio.Event()
+    call = asyncio.create_task(scheduler.run(Prompt([1], 400), lambda _: began.set()))
+    await began.wait()
+    return call
 
 
 @pytest.mark.parametrize("slots", [1, 3, 8])
@@ -100,7 +109,8 @@ async def test_bart_says_what_transformers_says_and_goes_on_elsewhere() -> None:
 
     async def ask(index: int, emitted: int) -> list[int]:
         made = BART.made[index][:emitted]
-        prompt = Prompt([begin, *made], 24 - emitted, BART.given[index], frozenset([end]))
+        rules = Rules(frozenset([end]))
+        prompt = Prompt([begin], 24, BART.given[index], made, rules)
         return made + (await collect(scheduler, prompt))[0]
 
     found = await asyncio.gather(*(ask(n % 4, n // 4 * 5) for n in range(16)))
@@ -122,7 +132,7 @@ async def test_random_tokens_are_those_of_the_seed_whoever_shares_the_steps() ->
     ]
     found = await asyncio.gather(*(collect(scheduler, each) for each in [*others, prompt]))
     assert found[-1][0] == alone
-    again = Prompt([*GPT2.given[0], *alone[:8]], 12, sampling=sampling)
+    again = Prompt(GPT2.given[0], 20, emitted=alone[:8], sampling=sampling)
     assert (await collect(scheduler, again))[0] == alone[8:]
     await asyncio.to_thread(scheduler.close)
 
@@ -131,7 +141,20 @@ async def test_token_that_stops_is_not_given(
     counting: tuple[Scheduler, CountingStepper],
 ) -> None:
     scheduler, _ = counting
-    assert await collect(scheduler, Prompt([1, 2], 9, stop=frozenset([5]))) == ([2, 3, 4], STOP)
+    prompt = Prompt([1, 2], 9, rules=Rules(frozenset([5])))
+    assert await collect(scheduler, prompt) == ([2, 3, 4], STOP)
+
+
+async def test_rules_hold_in_a_generation_that_goes_on_too(
+    counting: tuple[Scheduler, CountingStepper],
+) -> None:
+    scheduler, _ = counting
+    rules = Rules(frozenset([5]), min_tokens=4, forced_first=7, forced_last=9)
+    whole, reason = await collect(scheduler, Prompt([1, 2], 6, rules=rules))
+    assert (whole[0], whole[-1], len(whole), reason) == (7, 9, 6, LENGTH)
+    assert 5 not in whole[:4]
+    prompt = Prompt([1, 2], 6, emitted=whole[:3], rules=rules)
+    assert await collect(scheduler, prompt) == (whole[3:], LENGTH)
 
 
 async def test_long_text_is_read_in_pieces_between_the_steps_of_others(
@@ -169,11 +192,10 @@ async def test_slot_of_who_leaves_off_is_free_within_two_steps(
 ) -> None:
     scheduler, stepper = counting
     for _ in range(200):
-        tokens = scheduler.generate(Prompt([1], 400))
-        async for _ in tokens:
-            break
+        call = await begun(scheduler)
         stepper.gate.clear()
-        await tokens.aclose()
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
         before = len(stepper.steps)
         stepper.gate.set()
         await eventually(lambda: scheduler.busy == 0)
@@ -201,9 +223,8 @@ async def test_clients_take_turns_for_slots(counting: tuple[Scheduler, CountingS
     order: list[str] = []
 
     async def ask(client: str) -> None:
-        async for event in scheduler.generate(Prompt([1], 3, client=client)):
-            if event == LENGTH:
-                order.append(client)
+        await scheduler.run(Prompt([1], 3, client=client), lambda _: None)
+        order.append(client)
 
     many = [asyncio.create_task(ask("many")) for _ in range(20)]
     await eventually(lambda: scheduler.waiting == 16)
@@ -214,11 +235,23 @@ async def test_clients_take_turns_for_slots(counting: tuple[Scheduler, CountingS
     assert order.index("one") < 10
 
 
-async def test_step_that_fails_fails_those_in_it_and_the_next_ones_are_well(
+@pytest.mark.parametrize("failing", [{0}, {3}, {2, 5}, {4, 5}])
+async def test_step_that_fails_costs_no_generation_a_token(
+    counting: tuple[Scheduler, CountingStepper], failing: set[int]
+) -> None:
+    scheduler, stepper = counting
+    stepper.fail = lambda: EngineError("broke") if len(stepper.steps) - 1 in failing else None
+    calls = [collect(scheduler, Prompt([1] * n, 9)) for n in (1, 3)]
+    assert [tokens for tokens, _ in await asyncio.gather(*calls)] == [
+        [*range(1, 10)], [*range(3, 12)],
+    ]  # fmt: skip
+
+
+async def test_step_that_fails_every_time_fails_those_in_it_and_the_next_ones_are_well(
     counting: tuple[Scheduler, CountingStepper],
 ) -> None:
     scheduler, stepper = counting
-    left = [EngineError("a step broke")]
+    left = [EngineError("a step broke")] * TRIES
     stepper.fail = lambda: left.pop() if left else None
     with pytest.raises(EngineError, match="a step broke"):
         await collect(scheduler, Prompt([1], 3))
@@ -281,6 +314,7 @@ async def test_fault_of_ours_leaves_nobody_waiting() -> None:
         (Prompt([], 1), "0 ids and 1 more came"),
         (Prompt([1], 0), "1 ids and 0 more came"),
         (Prompt([1] * 400, 101), "at most 500 together"),
+        (Prompt([1], 3, emitted=[1, 2, 3]), "1 ids and 0 more came"),
         (Prompt([1], 1, [5]), "a source of 1 ids came, wanted none"),
     ],
 )

@@ -1,0 +1,226 @@
+"""A model that generates, as the infer stage serves it: ids in, tokens out one by one."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infer_svc.config import ModelConfig
+from infer_svc.generation.metrics import GenerationMetrics
+from infer_svc.generation.scheduler import Finish, Prompt, Scheduler
+from infer_svc.generation.settings import (
+    GenerationConfig,
+    Parameters,
+    read_generation_config,
+    read_parameters,
+)
+from infer_svc.generation.stepper import OrtStepper, Stepper
+from infer_svc.metrics import ModelMetrics, reason_of
+from mesh.errors import EngineError, InvalidInput, SettingsError
+from mesh.item import Reply, Request, Timings
+from mesh.tensor import Array, Tensors, TensorSpec, bytes_tensor, pack, unpack
+
+STEP, ENCODER = "step.onnx", "encoder.onnx"
+"""Files of a version."""
+INPUTS = (
+    TensorSpec("input_ids", "INT64", (1, -1)),
+    TensorSpec("attention_mask", "INT64", (1, -1)),
+)
+OUTPUTS = (TensorSpec("token_ids", "INT64", (-1,)),)
+FINISH = "finish_reason"
+"""In the last reply only."""
+_HEAD = pack({"token_ids": np.zeros(1, np.int64)})[:-8]
+"""Of a reply with one token, which follows in 8 bytes. Packed once for thousands a second."""
+
+
+class Generator:
+    """Answers one request with a reply for each token.
+
+    Inputs are `input_ids` and `attention_mask` INT64[1, N], 1 for ids that count; parameters are
+    those of `infer_svc.generation.settings.Parameters`; `token_ids` INT64[M] in the request's
+    context came already, where it goes on after another replica. Each reply has `token_ids`
+    INT64[1]; the last one, without any, `finish_reason` BYTES[1].
+
+    Args:
+        name: of the model.
+        version: of the model.
+        stepper: runs its steps.
+        config: of the model.
+        served: counts requests.
+        loop: of whoever asks.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        version: int,
+        stepper: Stepper,
+        config: GenerationConfig,
+        served: ModelMetrics,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._name = name
+        self._config = config
+        self._served = served
+        self._room = stepper.length
+        self._encoded = stepper.source_length > 0
+        self._scheduler = scheduler = Scheduler(stepper, loop)
+        self.metrics = GenerationMetrics(
+            (name, str(version)),
+            {
+                "slots": lambda: stepper.slots, "busy": lambda: scheduler.busy,
+                "waiting": lambda: scheduler.waiting, "cache_bytes": lambda: stepper.cache_bytes,
+            },
+        )  # fmt: skip
+
+    async def run(
+        self, request: Request, tensors: Tensors, key: Sequence[Any] = (), rows: int = 1
+    ) -> Reply:
+        """Generate; a handler of the infer stage.
+
+        Args:
+            request: with its parameters, and `emit` for the replies before the last one.
+            tensors: as `INPUTS`.
+            key: not used.
+            rows: not used.
+
+        Raises:
+            MeshError: as `Scheduler.run` does, or the parameters cannot be used.
+        """
+        asked = read_parameters(request.parameters)
+        prompt = self._prompt(request, tensors, asked)
+        count = len(prompt.emitted)
+
+        def emit(token: int) -> None:
+            nonlocal count
+            count += 1
+            if request.emit is not None:
+                payload = _HEAD + token.to_bytes(8, "little", signed=True)
+                request.emit(Reply(payload, more=True))
+
+        try:
+            finish = await self._scheduler.run(prompt, emit)
+        except BaseException as err:
+            self._fail(err)
+            raise
+        read = tensors["input_ids"].shape[1]
+        self.metrics.finished(finish, read, count - len(prompt.emitted))
+        self._served.answered(1, finish.ended - finish.asked)
+        return self._last(finish, prompt, read, count)
+
+    def close(self) -> None:
+        """End the thread; what is under way or waits goes on at another replica."""
+        self._scheduler.close()
+
+    def _prompt(self, request: Request, tensors: Tensors, asked: Parameters) -> Prompt:
+        ids, mask = tensors["input_ids"], tensors["attention_mask"]
+        if ids.shape != mask.shape:
+            raise InvalidInput(
+                f"input_ids {list(ids.shape)} and attention_mask {list(mask.shape)} came, wanted "
+                "one of each for each id"
+            )
+        return self._config.prompt(
+            ids[mask != 0].tolist(), _emitted(request.context), asked, self._room,
+            encoded=self._encoded, deadline=request.deadline, client=request.client,
+        )  # fmt: skip
+
+    def _last(self, finish: Finish, prompt: Prompt, read: int, made: int) -> Reply:
+        tokens = np.zeros(0, np.int64)
+        reply = Reply(pack({"token_ids": tokens, FINISH: bytes_tensor(finish.reason.encode())}))
+        reply.timings = Timings(finish.admitted - finish.asked, 0.0, finish.ended - finish.admitted)
+        sampling = prompt.sampling
+        reply.attributes = {
+            "gen_ai.operation.name": "text_completion",
+            "gen_ai.provider.name": "trtmesh",
+            "gen_ai.request.model": self._name,
+            "gen_ai.request.max_tokens": prompt.tokens,
+            "gen_ai.request.temperature": sampling.temperature,
+            "gen_ai.request.top_k": sampling.top_k,
+            "gen_ai.request.top_p": sampling.top_p,
+            "gen_ai.request.seed": sampling.seed,
+            "gen_ai.response.finish_reasons": (finish.reason,),
+            "gen_ai.usage.input_tokens": read,
+            "gen_ai.usage.output_tokens": made,
+            "mesh.generation.first_token_s": round(finish.first - finish.asked, 6),
+        }
+        return reply
+
+    def _fail(self, error: BaseException) -> None:
+        gone = isinstance(error, asyncio.CancelledError)
+        self.metrics.finishes["cancelled" if gone else "error"] += 1
+        self._served.failed(1, reason_of(error))
+
+
+def open_generator(
+    name: str,
+    version: Path,
+    slots: int,
+    threads: int,
+    served: ModelMetrics,
+    loop: asyncio.AbstractEventLoop,
+) -> Generator:
+    """Load a version's files.
+
+    Args:
+        name: of the model.
+        version: its folder.
+        slots: generations that may be under way.
+        threads: of ONNX Runtime.
+        served: counts requests.
+        loop: of whoever asks.
+
+    Raises:
+        SettingsError: a file is missing or broken.
+    """
+    config = read_generation_config(version)
+    encoder = version / ENCODER
+    stepper = OrtStepper(version / STEP, slots, encoder if encoder.exists() else None, threads)
+    if stepper.source_length and config.decoder_start_token_id is None:
+        raise SettingsError(f"the generation config in {version} has no decoder_start_token_id")
+    try:
+        warm_up(stepper)
+    except EngineError as err:
+        raise SettingsError(f"model {name!r}: its first step failed: {err}") from err
+    return Generator(name, int(version.name), stepper, config, served, loop)
+
+
+def with_tensors(config: ModelConfig) -> ModelConfig:
+    """Return a config with the tensors that every model that generates has.
+
+    Raises:
+        SettingsError: it names others.
+    """
+    for kind, given, ours in (
+        ("inputs", config.inputs, INPUTS), ("outputs", config.outputs, OUTPUTS),
+    ):  # fmt: skip
+        if given and given != ours:
+            raise SettingsError(
+                f"model {config.name!r}: config.pbtxt has the {kind} {[*map(str, given)]}, a model "
+                f"that generates has {[*map(str, ours)]}; leave them out"
+            )
+    return replace(config, inputs=INPUTS, outputs=OUTPUTS)
+
+
+def warm_up(stepper: Stepper) -> None:
+    """Run a step of one slot and one of all.
+
+    Raises:
+        EngineError: one failed.
+    """
+    if stepper.source_length:
+        stepper.begin(0, [0])
+    for rows in (1, stepper.slots):
+        stepper.step(0, [[0]] * rows, [0] * rows)
+
+
+def _emitted(context: bytes) -> list[int]:
+    tensors = unpack(context)
+    if not tensors:
+        return []
+    emitted: Array | None = tensors.get("token_ids")
+    if emitted is None or emitted.dtype != np.int64 or emitted.ndim != 1:
+        raise InvalidInput(f"context {sorted(tensors)} came, wanted token_ids INT64[-1] or nothing")
+    return [int(token) for token in emitted]

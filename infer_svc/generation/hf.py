@@ -1,0 +1,235 @@
+"""Makes a model's folder from a Hugging Face folder: tokenizer, graphs, configs, pipeline."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infer_svc.generation.bart import Bart
+from infer_svc.generation.generator import ENCODER, STEP
+from infer_svc.generation.gpt2 import gpt2_step
+from infer_svc.generation.graph import Weights
+from infer_svc.generation.settings import FILE, GenerationConfig
+from mesh.errors import SettingsError
+
+TASKS = {
+    "summarization": "bart", "text2text-generation": "bart", "text-generation": "gpt2",
+}  # fmt: skip
+"""Hugging Face's names, and the `model_type` in `config.json` that does it."""
+DTYPES: dict[str, type[np.floating[Any]]] = {"fp32": np.float32, "fp16": np.float16}
+MOST_LENGTH = 1024
+MOST_BYTES = 2**31 - 2**20
+"""Of a protobuf message, and so of an ONNX file that has its weights in it."""
+SAFE = (
+    'python -c "from transformers import AutoModel{kind} as M; '
+    "M.from_pretrained('{folder}').save_pretrained('{folder}', safe_serialization=True)\""
+)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How the model is to be served."""
+
+    task: str
+    """One of `TASKS`."""
+    name: str
+    """Of the model and the pipeline."""
+    length: int = 0
+    """Ids that the cache of a slot holds; 0: what there are positions for, 1,024 at most."""
+    source_length: int = 0
+    """Ids of a text that is encoded; 0: as above."""
+    slots: int = 8
+    precision: str = "fp32"
+    """One of `DTYPES`."""
+    gpu: bool = False
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was made."""
+
+    folder: Path
+    bytes: int
+    """Of the graphs."""
+    cache_bytes: int
+    """Of the caches of all slots."""
+
+
+def import_folder(source: Path, models: Path, wanted: Wanted) -> Imported:
+    """Make `models/<name>` from a folder as `save_pretrained` writes it. Nothing is downloaded.
+
+    Raises:
+        SettingsError: it is no BART or GPT-2 that this knows, or something is missing; there is
+            such a model already.
+    """
+    target = models / wanted.name
+    if target.exists():
+        raise SettingsError(f"{target} is there already; give another --name, or remove it")
+    if not models.is_dir():
+        raise SettingsError(f"model repository {models} is no folder; give one with --models DIR")
+    config = _read(source / "config.json")
+    _check_kind(config, wanted)
+    weights = _weights(source, wanted)
+    with tempfile.TemporaryDirectory(dir=models, prefix=".import-") as scratch:
+        folder = Path(scratch) / wanted.name
+        version = folder / "1"
+        version.mkdir(parents=True)
+        length, source_length = _lengths(config, wanted)
+        made = _write_graphs(config, weights, version, length, source_length, wanted)
+        _write_generation_config(source, config, version)
+        _write_tokenizer(source, folder / "tokenizer")
+        (folder / "config.pbtxt").write_text(_model_config(wanted))
+        (folder / "pipeline.yaml").write_text(_pipeline(wanted, source_length or length))
+        folder.rename(target)
+    return Imported(target, made, _cache_bytes(config, length, source_length, wanted))
+
+
+def _check_kind(config: Mapping[str, Any], wanted: Wanted) -> None:
+    kind = TASKS.get(wanted.task)
+    if kind is None:
+        raise SettingsError(f"task {wanted.task!r} came, wanted one of {[*TASKS]}")
+    if config.get("model_type") != kind:
+        raise SettingsError(
+            f"a model of the type {config.get('model_type')!r} came, {wanted.task} is done with "
+            f"{kind!r}; other types cannot be imported"
+        )
+
+
+def _lengths(config: Mapping[str, Any], wanted: Wanted) -> tuple[int, int]:
+    """Return the ids that a cache holds and those of a source; 0: there is no encoder."""
+    encodes = TASKS[wanted.task] == "bart"
+    most = int(config["max_position_embeddings" if encodes else "n_positions"])
+    length = wanted.length or min(most, MOST_LENGTH)
+    source = (wanted.source_length or min(most, MOST_LENGTH)) if encodes else 0
+    for name, value in (("length", length), ("source length", source)):
+        if value > most:
+            raise SettingsError(f"a {name} of {value} came, the model has {most} positions")
+    return length, source
+
+
+def _write_graphs(
+    config: Mapping[str, Any],
+    weights: Weights,
+    version: Path,
+    length: int,
+    source_length: int,
+    wanted: Wanted,
+) -> int:
+    """Write the ONNX files; return their bytes."""
+    dtype = DTYPES[wanted.precision]
+    size = sum(array.size for array in weights.values()) * np.dtype(dtype).itemsize
+    if size > MOST_BYTES:
+        raise SettingsError(
+            f"the weights have {size / 2**30:.1f} GiB in {wanted.precision}, an ONNX file holds "
+            "less than 2; take --precision fp16, or a smaller model"
+        )
+    if TASKS[wanted.task] == "bart":
+        bart = Bart(config, weights, dtype)
+        graphs = {ENCODER: bart.encoder(), STEP: bart.step(length, source_length)}
+    else:
+        graphs = {STEP: gpt2_step(config, weights, length, dtype)}
+    return sum((version / name).write_bytes(graph.SerializeToString())
+               for name, graph in graphs.items())  # fmt: skip
+
+
+def _write_generation_config(source: Path, config: Mapping[str, Any], version: Path) -> None:
+    """Write what of the generation config is used; older folders have it in `config.json`."""
+    path = source / FILE
+    given = {**config, **(_read(path) if path.exists() else {})}
+    used = {name: given.get(name) for name in GenerationConfig.model_fields}
+    kept = {name: value for name, value in used.items() if value is not None}
+    (version / FILE).write_text(json.dumps(kept, indent=2) + "\n")
+
+
+def _write_tokenizer(source: Path, folder: Path) -> None:
+    """Write the tokenizer as `tokenizer.json`, also where the folder has an older form of it."""
+    from transformers import AutoTokenizer  # noqa: PLC0415 seconds, and only for this
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as err:  # tokenizers raises nothing more special
+        why = f"{type(err).__name__}: {err}".splitlines()[0]
+        raise SettingsError(f"no tokenizer can be loaded from {source}: {why}") from err
+    if not tokenizer.is_fast:
+        raise SettingsError(f"{type(tokenizer).__name__} in {source} is no fast tokenizer")
+    tokenizer.save_pretrained(folder)
+
+
+def _weights(source: Path, wanted: Wanted) -> Weights:
+    from safetensors.numpy import load_file  # noqa: PLC0415 comes with transformers
+
+    index = source / "model.safetensors.index.json"
+    if index.exists():
+        names = sorted(set(_read(index)["weight_map"].values()))
+    elif (source / "model.safetensors").exists():
+        names = ["model.safetensors"]
+    else:
+        kind = "ForCausalLM" if TASKS[wanted.task] == "gpt2" else "ForSeq2SeqLM"
+        raise SettingsError(
+            f"{source} has no model.safetensors; an older file of weights becomes one by "
+            + SAFE.format(kind=kind, folder=source)
+        )
+    weights: dict[str, Any] = {}
+    for name in names:
+        try:
+            weights |= load_file(source / name)
+        except Exception as err:  # safetensors raises nothing more special
+            raise SettingsError(f"{source / name} cannot be read: {err}") from err
+    return weights
+
+
+def _cache_bytes(config: Mapping[str, Any], length: int, source_length: int, wanted: Wanted) -> int:
+    encodes = source_length > 0
+    width = int(config["d_model" if encodes else "n_embd"])
+    layers = int(config["decoder_layers" if encodes else "n_layer"])
+    item = np.dtype(DTYPES[wanted.precision]).itemsize
+    return 2 * layers * width * item * (length + source_length) * wanted.slots
+
+
+def _model_config(wanted: Wanted) -> str:
+    kind = "KIND_GPU" if wanted.gpu else "KIND_CPU"
+    return f"""name: "{wanted.name}"
+platform: "onnxruntime_onnx"
+model_transaction_policy {{
+  decoupled: true
+}}
+instance_group [
+  {{
+    count: 1
+    kind: {kind}
+  }}
+]
+parameters {{
+  key: "slots"
+  value {{ string_value: "{wanted.slots}" }}
+}}
+"""
+
+
+def _pipeline(wanted: Wanted, length: int) -> str:
+    return f"""task: generate
+preprocess:
+  op: tokenize
+  parameters: {{folder: {wanted.name}/tokenizer, max_length: {length}}}
+model: {wanted.name}
+postprocess:
+  op: detokenize
+  parameters: {{folder: {wanted.name}/tokenizer}}
+deadline_s: 60
+"""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err:
+        raise SettingsError(f"{path} cannot be read: {err}") from err
+    if not isinstance(found, dict):
+        raise SettingsError(f"{path} is no JSON object")
+    return found
