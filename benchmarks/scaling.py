@@ -1,8 +1,8 @@
 """CPU time per request of each service, and the rate that more preprocess workers give.
 
-`trtmesh size` answers from these figures. CPU times are those of the run with the most workers,
-where the machine is busiest; how busy a process of preprocess gets is what it was as the only one.
-Each run between is compared with the rate that these predict for it.
+`trtmesh size` answers from these figures. CPU times are those of the runs with the fewest and the
+most workers, where the machine has least and most to do; how busy a process of preprocess gets is
+what it was as the only one. Each run between is compared with the rate that these predict for it.
 """
 
 import argparse
@@ -44,13 +44,16 @@ class Run:
     per_s: float
     costs: Costs
 
-    def record(self, predicted: tuple[float, str]) -> dict[str, Any]:
-        """Return it for JSON, with what was predicted and what would be busy then."""
+    @property
+    def busy(self) -> float:
+        """Cores of the machine that were busy."""
+        return self.per_s * (sum(self.costs.services.values()) + self.costs.client)
+
+    def record(self) -> dict[str, Any]:
+        """Return it for JSON."""
         return {
             "processes": self.processes, "per_s": round(self.per_s, 1),
             "cpu_ms": _ms(self.costs.services),
-            "predicted_per_s": round(predicted[0], 1), "predicted_busy": predicted[1],
-            "measured_to_predicted": round(self.per_s / predicted[0], 3),
         }  # fmt: skip
 
 
@@ -67,9 +70,10 @@ def measure(place: Place, pipeline: str, hops: str, counts: list[int], seconds: 
     runs = [load(place, WORK[pipeline], hops, seconds, preprocess=count) for count in counts]
     costs = fit(runs[0], runs[-1])
     cores = len(os.sched_getaffinity(0))
-    records = [run.record(costs.limit(run.processes, cores)) for run in runs]
-    for record in records:
-        print(pipeline, hops, record, flush=True)
+    records = [run.record() for run in runs]
+    for run, record in zip(runs, records, strict=True):
+        predicted, busy = costs.limit(run.processes, cores)
+        print(pipeline, hops, record, f"predicted {predicted:.0f}/s: {busy}", flush=True)
     return {
         "cpu_ms": _ms(costs.services), "client_cpu_ms": round(1e3 * costs.client, 4),
         "busiest_cores": {name: round(busy, 3) for name, busy in costs.busiest.items()},
@@ -77,15 +81,18 @@ def measure(place: Place, pipeline: str, hops: str, counts: list[int], seconds: 
     }  # fmt: skip
 
 
-def fit(*runs: Run) -> Costs:
-    """Return the costs of the last run, with how busy a process of each service was in any."""
+def fit(light: Run, full: Run) -> Costs:
+    """Return the costs of two runs, with how busy a process of each service was in either."""
     busiest = {
         name: max(
-            1.0, *(run.per_s * run.costs.services[name] / run.processes[name] for run in runs)
+            1.0,
+            *(run.per_s * run.costs.services[name] / run.processes[name] for run in (light, full)),
         )
         for name in SERVICES
     }
-    return replace(runs[-1].costs, busiest=busiest)
+    return replace(
+        full.costs, busiest=busiest, light=light.costs.services, busy=(light.busy, full.busy)
+    )  # fmt: skip
 
 
 def load(

@@ -64,9 +64,15 @@ def test_what_is_needed_takes_the_rate() -> None:
 
 def write_figures(path: Path, **changes: Any) -> Path:
     found: dict[str, Any] = {
-        "cpu_ms": {"gateway": 0.5, "preprocess": 2, "infer": 0.3, "postprocess": 0.2},
         "client_cpu_ms": 0.2,
         "busiest_cores": {"gateway": 1, "preprocess": 1.25, "infer": 1.5, "postprocess": 1},
+        "runs": [
+            {
+                "per_s": per_s,
+                "cpu_ms": {"gateway": 0.5, "preprocess": taken, "infer": 0.3, "postprocess": 0.2},
+            }
+            for per_s, taken in ((1250, 1), (2500, 2))
+        ],
     }
     machine = {"cpu": "a CPU", "cores": 4}
     figures = {"bench": {"shared": found | changes}}
@@ -84,20 +90,33 @@ def test_file_that_is_no_record_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_figures_of_another_kind_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="no figures of 'bench' over shared"):
-        read_costs(write_figures(tmp_path / "f.json", cpu_ms={"gateway": 1}), "bench", "shared")
+        read_costs(write_figures(tmp_path / "f.json", runs=[]), "bench", "shared")
     with pytest.raises(NotFound):
         read_costs(write_figures(tmp_path / "f.json"), "other", "shared")
 
 
+def test_request_takes_more_the_busier_the_machine_is(tmp_path: Path) -> None:
+    costs, _ = read_costs(write_figures(tmp_path / "f.json"), "bench", "shared")
+    assert costs.busy == pytest.approx((1250 * 0.0022, 2500 * 0.0032))
+    one = {"gateway": 9, "preprocess": 1, "infer": 9, "postprocess": 9}
+    assert costs.limit(one, 100)[0] == pytest.approx(1250)
+    between = costs.limit(one | {"preprocess": 2}, 100)[0]
+    assert 2 * 1.25 / 0.002 < between < 2 * 1.25 / 0.001
+    rate, busy = costs.limit(one | {"preprocess": 50}, 8)
+    assert busy == "cores"
+    assert rate == pytest.approx(8 / 0.0032)
+
+
+@pytest.mark.parametrize("path", [FIGURES, FIGURES.with_name("scaling_16_cores.json")], ids=str)
 @pytest.mark.parametrize("pipeline", ["bench", "language"])
 @pytest.mark.parametrize("hops", HOPS)
 def test_runs_that_the_figures_were_not_fitted_on_are_predicted_within_a_fifth(
-    pipeline: str, hops: str
+    path: Path, pipeline: str, hops: str
 ) -> None:
-    """Of the committed record, with the code of today."""
-    record = json.loads(FIGURES.read_text())
+    """Of the committed records, with the code of today."""
+    record = json.loads(path.read_text())
     found = record["figures"][pipeline][hops]
-    costs, _ = read_costs(FIGURES, pipeline, hops)
+    costs, _ = read_costs(path, pipeline, hops)
     others = [run for run in found["runs"] if run["processes"] not in found["fitted_on"]]
     assert others
     for run in others:
