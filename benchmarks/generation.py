@@ -16,7 +16,8 @@ import numpy as np
 
 from benchmarks.environment import keep
 from infer_svc.generation.gpt2 import gpt2_step
-from infer_svc.generation.scheduler import Prompt, Scheduler
+from infer_svc.generation.running import Prompt
+from infer_svc.generation.scheduler import Scheduler
 from infer_svc.generation.stepper import OrtStepper
 
 CLIENTS = 64
@@ -113,7 +114,7 @@ def by_batches(step: bytes, seconds: float) -> Run:
         left = [asked[number][2] for number in batch]
         start = [0] * SLOTS
         for at in range(max(left)):
-            best = stepper.step(0, ids, start).argmax(1)
+            best = stepper.step(0, ids, start).best
             now = time.perf_counter()
             if now >= end:
                 break

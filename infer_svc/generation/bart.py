@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from infer_svc.generation.cache import ROWS, last_of_each_row, places, self_attention
+from infer_svc.generation.cache import ROWS, last_of_each_row, places, results, self_attention
 from infer_svc.generation.graph import Graph, Shape, Weights
 from mesh.errors import SettingsError
 
@@ -82,9 +82,8 @@ class Bart:
     def step(self, length: int, source: int) -> Any:
         """Return the ONNX model of a step of the decoder.
 
-        Inputs and outputs are those of `infer_svc.generation.cache`, `logits` [B, V] of the last id
-        of each row, and inputs `xlen` INT64[B], tokens of the source, `xk_<layer>` and `xv_<layer>`
-        [B, H, E, D] as the encoder gave them.
+        Inputs and outputs are those of `infer_svc.generation.cache`, and inputs `xlen` INT64[B],
+        tokens of the source, `xk_<layer>` and `xv_<layer>` [B, H, E, D] as the encoder gave them.
 
         Args:
             length: of the cache, at most `max_position_embeddings`.
@@ -119,8 +118,7 @@ class Bart:
             value = self._feed_forward(graph, value, name)
         last = last_of_each_row(graph, value, at)
         table, bias = graph.weight("shared.weight"), graph.weight("final_logits_bias")
-        shape = [ROWS, self._config["vocab_size"]]
-        graph.output("logits", graph.dtype, shape, "Gemm", last, table, bias, transB=1)
+        results(graph, last, table, self._config["vocab_size"], bias)
         return graph.model()
 
     def _embedded(self, graph: Graph, side: str, ids: str, positions: str) -> str:

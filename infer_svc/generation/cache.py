@@ -95,6 +95,23 @@ def self_attention(
     return graph.joined(found)
 
 
+def results(graph: Graph, last: str, table: str, vocabulary: int, *bias: str) -> None:
+    """Declare the outputs of a step: `logits` [B, V], `best` INT64[B] and its logit `top` [B].
+
+    Args:
+        graph: of the decoder.
+        last: [B, E] of the last id of each row.
+        table: [V, E], the embeddings of all tokens.
+        vocabulary: V.
+        bias: [V], or nothing.
+    """
+    shape: Shape = [ROWS, vocabulary]
+    logits = graph.output("logits", graph.dtype, shape, "Gemm", last, table, *bias, transB=1)
+    graph.output("best", np.int64, [ROWS], "ArgMax", logits, axis=-1, keepdims=0)
+    last_axis = graph.constant([-1])
+    graph.output("top", graph.dtype, [ROWS], "ReduceMax", logits, last_axis, keepdims=0)
+
+
 def last_of_each_row(graph: Graph, value: str, places: Places) -> str:
     """Return [B, E] of [B, Q, E]: what belongs to the last id of each row."""
     index = graph.op("Sub", places.count, graph.constant(1))

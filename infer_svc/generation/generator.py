@@ -10,7 +10,8 @@ import numpy as np
 
 from infer_svc.config import ModelConfig
 from infer_svc.generation.metrics import GenerationMetrics
-from infer_svc.generation.scheduler import Finish, Prompt, Scheduler
+from infer_svc.generation.running import Finish, Prompt
+from infer_svc.generation.scheduler import Scheduler
 from infer_svc.generation.settings import (
     GenerationConfig,
     Parameters,
@@ -213,7 +214,8 @@ def warm_up(stepper: Stepper) -> None:
     if stepper.source_length:
         stepper.begin(0, [0])
     for rows in (1, stepper.slots):
-        stepper.step(0, [[0]] * rows, [0] * rows)
+        stepper.put([0] * rows, [0] * rows)
+        stepper.take()
 
 
 def _emitted(context: bytes) -> list[int]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from infer_svc.generation.cache import ROWS, last_of_each_row, places, self_attention
+from infer_svc.generation.cache import last_of_each_row, places, results, self_attention
 from infer_svc.generation.graph import Graph, Weights
 from mesh.errors import SettingsError
 
@@ -18,8 +18,7 @@ def gpt2_step(
 ) -> Any:
     """Return the ONNX model of a step: ids and a cache in, logits and the cache out.
 
-    Inputs and outputs are those of `infer_svc.generation.cache`, and `logits` [B, V] of the last id
-    of each row.
+    Inputs and outputs are those of `infer_svc.generation.cache`.
 
     Args:
         config: as `config.json`.
@@ -53,8 +52,7 @@ def gpt2_step(
         wide = graph.op("Gelu", wide, approximate=ACTIVATIONS[activation])
         value = graph.op("Add", value, _conv(graph, wide, f"{name}.mlp.c_proj"))
     last = graph.layer_norm(last_of_each_row(graph, value, at), "ln_f", epsilon)
-    table, shape = graph.weight("wte.weight"), [ROWS, config["vocab_size"]]
-    graph.output("logits", graph.dtype, shape, "Gemm", last, table, transB=1)
+    results(graph, last, graph.weight("wte.weight"), config["vocab_size"])
     return graph.model()
 
 

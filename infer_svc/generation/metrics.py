@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from infer_svc.generation.scheduler import Finish
+from infer_svc.generation.running import Finish
 from infer_svc.tally import Tally, histogram
 
 FIRST_BOUNDS = (

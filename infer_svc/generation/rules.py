@@ -22,6 +22,13 @@ class Rules:
     forced_last: int | None = None
     """The last token that there is room for. `forced_eos_token_id`."""
 
+    @property
+    def is_plain(self) -> bool:
+        """Tell whether any token may come anywhere."""
+        return not (self.min_tokens or self.no_repeat_ngram_size) and (
+            self.forced_first is None and self.forced_last is None
+        )
+
     def forced(self, made: int, most: int) -> int | None:
         """Return the token that has to come now; None: any may.
 

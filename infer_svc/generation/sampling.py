@@ -52,6 +52,11 @@ class Sampling:
                     "0, top_p over 0 to 1, seed 0 to 2**64 - 1, repetition_penalty over 0 to 100"
                 )
 
+    @property
+    def is_greedy(self) -> bool:
+        """Tell whether it is the best token every time, by the logits as they are."""
+        return self.temperature == 0 and self.repetition_penalty == 1
+
 
 GREEDY = Sampling()
 
@@ -67,16 +72,14 @@ def choose(
 
     Args:
         logits: [V], of the next token; -inf rules one out.
-        best: the token with the largest, the first NaN where there is one: `argmax`.
+        best: the token with the largest.
         sampling: how.
         text: ids so far, prompt included; noise is that of their number.
         banned: tokens that must not come.
 
     Raises:
-        EngineError: a logit is NaN or +inf, or all are -inf.
+        EngineError: all are ruled out.
     """
-    if not math.isfinite(top := float(logits[best])):
-        raise EngineError(f"the best logit is {top}, wanted numbers; check the model's precision")
     scores = logits
     if sampling.repetition_penalty != 1 and text:
         scores = _penalized(logits, np.unique(text), sampling.repetition_penalty)
@@ -90,6 +93,16 @@ def choose(
     # max(score + Gumbel noise) has the distribution of softmax(scores): Gumbel, 1954.
     noise = -np.log(-np.log(uniform(sampling.seed, len(text), ids)))
     return int(ids[np.argmax(scores[ids].astype(np.float64) / sampling.temperature + noise)])
+
+
+def check_logit(top: float) -> None:
+    """Look at the largest of the logits.
+
+    Raises:
+        EngineError: it is no finite number: a logit is NaN or +inf, or all are -inf.
+    """
+    if not math.isfinite(top):
+        raise EngineError(f"the best logit is {top}, wanted numbers; check the model's precision")
 
 
 def uniform(seed: int, position: int, ids: NDArray[np.int64]) -> NDArray[np.float64]:

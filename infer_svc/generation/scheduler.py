@@ -1,7 +1,9 @@
 """Generations in flight: they join and leave between steps, each at its own pace.
 
 A thread owns the network. Between two steps it drops what nobody awaits, lets waiting generations
-into free slots, and reads so much of new prompts that it holds up nobody for long.
+into free slots, and reads so much of new prompts that it holds up nobody for long. Where each token
+is the best one, the network has it for its next step by itself, and steps are queued before those
+ahead of them are looked at.
 """
 
 import asyncio
@@ -9,15 +11,13 @@ import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
-from infer_svc.generation.rules import NO_RULES, Rules
-from infer_svc.generation.sampling import GREEDY, Sampling, choose
-from infer_svc.generation.stepper import Stepper
+from infer_svc.backends.errors import DeviceLost
+from infer_svc.generation.running import LENGTH, STOP, Event, Finish, Prompt, Running
+from infer_svc.generation.sampling import check_logit, choose
+from infer_svc.generation.stepper import Outcome, Stepper
 from mesh.errors import DeadlineExceeded, InvalidInput, MeshError, Overloaded, StageUnavailable
 from mesh.fair_queue import FairQueue
 
@@ -28,84 +28,6 @@ PIECE = 64
 TRIES = 3
 """Steps that may fail with a generation in them before it fails: its ids are known, and what a GPU
 refused once may go well the next time."""
-LENGTH, STOP = "length", "stop"
-"""Why a generation ended, as OpenAI's API names it."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What is asked for."""
-
-    ids: Sequence[int]
-    """At least one id: of a decoder alone the prompt; after an encoder its start token."""
-    tokens: int
-    """How many may come, those that came before included."""
-    source: Sequence[int] = ()
-    """For the encoder."""
-    emitted: Sequence[int] = ()
-    """Tokens that came already, where a generation goes on."""
-    rules: Rules = NO_RULES
-    sampling: Sampling = GREEDY
-    deadline: float = math.inf
-    """On the clock of `time.monotonic`."""
-    client: str = ""
-    """Waiting is fair between clients."""
-
-
-@dataclass(frozen=True)
-class Finish:
-    """How a generation ended; times on the clock of `time.monotonic`."""
-
-    reason: str
-    """`LENGTH` or `STOP`."""
-    asked: float
-    admitted: float
-    """When it got its slot."""
-    first: float
-    """When its first token came; the end, where there was none."""
-    ended: float
-
-
-@dataclass(eq=False)
-class _Running:
-    """A generation, waiting or in a slot."""
-
-    prompt: Prompt
-    emit: Callable[[int], None]
-    future: asyncio.Future[Finish]
-    text: list[int]
-    """All ids so far."""
-    asked: float = field(default_factory=time.monotonic)
-    admitted: float = 0.0
-    first: float = 0.0
-    done: int = 0
-    """Ids whose keys and values are in the cache."""
-    failures: int = 0
-    cancelled: bool = False
-
-    @property
-    def is_over(self) -> bool:
-        """Tell whether nobody awaits it any more."""
-        return self.cancelled or self.prompt.deadline <= time.monotonic()
-
-    @property
-    def is_reading(self) -> bool:
-        """Tell whether more than the last id of the text is still to be run."""
-        return self.done < len(self.text) - 1
-
-    @property
-    def made(self) -> int:
-        """Tokens so far."""
-        return len(self.text) - len(self.prompt.ids)
-
-    def finish(self, reason: str) -> Finish:
-        """Return how it ended, now."""
-        now = time.monotonic()
-        return Finish(reason, self.asked, self.admitted, self.first or now, now)
-
-
-Event = int | Finish | MeshError
-"""A token, the end, or an error."""
 
 
 class Scheduler:
@@ -115,6 +37,8 @@ class Scheduler:
         stepper: used by the scheduler's thread only.
         loop: of whoever asks; None: the running one.
         max_waiting: generations that wait for a slot; more are refused.
+        lost: called in the thread when only a new process helps; what is under way is answered no
+            more, so that it goes on elsewhere.
     """
 
     def __init__(
@@ -122,16 +46,21 @@ class Scheduler:
         stepper: Stepper,
         loop: asyncio.AbstractEventLoop | None = None,
         max_waiting: int = 1000,
+        lost: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self._stepper = stepper
         self._max_waiting = max_waiting
-        self._slots: list[_Running | None] = []
+        self._lost = lost
+        self._slots: list[Running | None] = []
         """The slots in use are the first ones, but for those that were just freed."""
-        self._waiting: FairQueue[_Running] = FairQueue()
+        self._waiting: FairQueue[Running] = FairQueue()
+        self._under_way: deque[list[Running | None]] = deque()
+        """Of each step that is not taken yet, who gets the token of each row."""
         self._change = threading.Condition()
         self._closing = False
+        self._began = 0.0
         self._loop = loop or asyncio.get_running_loop()
-        self._told: list[tuple[_Running, Event]] = []
+        self._told: list[tuple[Running, Event]] = []
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
         self._thread.start()
 
@@ -145,6 +74,11 @@ class Scheduler:
         """Generations that wait for a slot."""
         return len(self._waiting)
 
+    def is_stuck(self, hang_s: float) -> bool:
+        """Tell whether the network has not come back from a call for so many seconds."""
+        began = self._began
+        return began > 0 and time.monotonic() - began > hang_s
+
     async def run(self, prompt: Prompt, emit: Callable[[int], None]) -> Finish:
         """Generate; to cancel it frees its slot before the next step but one.
 
@@ -156,12 +90,11 @@ class Scheduler:
             InvalidInput: no id, no token wanted, or more than a slot holds.
             Overloaded: too many wait.
             DeadlineExceeded: its time is over.
-            EngineError: a step failed.
+            EngineError: a step failed, again and again.
             StageUnavailable: the scheduler is closed.
         """
         self._check(prompt)
-        future: asyncio.Future[Finish] = self._loop.create_future()
-        running = _Running(prompt, emit, future, [*prompt.ids, *prompt.emitted])
+        running = Running(prompt, emit, self._loop.create_future())
         with self._change:
             if self._closing:
                 raise StageUnavailable("this replica is going away")
@@ -172,11 +105,11 @@ class Scheduler:
         left = prompt.deadline - time.monotonic()
         try:
             async with asyncio.timeout(None if math.isinf(left) else max(0.0, left)):
-                return await future
+                return await running.future
         except TimeoutError:
             raise DeadlineExceeded(f"the time was over after {running.made} tokens") from None
         finally:
-            running.cancelled = True
+            running.ended = True
             with self._change:
                 self._waiting.remove(prompt.client, running)
 
@@ -191,6 +124,11 @@ class Scheduler:
         if bool(prompt.source) != bool(source) or len(prompt.source) > source:
             wanted = f"1 to {source}" if source else "none, as there is no encoder"
             raise InvalidInput(f"a source of {len(prompt.source)} ids came, wanted {wanted}")
+        for ids in (prompt.ids, prompt.source, prompt.emitted):
+            if ids and not 0 <= min(ids) <= max(ids) < self._stepper.vocabulary:
+                raise InvalidInput(
+                    f"ids {min(ids)} to {max(ids)} came, wanted 0 to {self._stepper.vocabulary - 1}"
+                )
 
     def close(self) -> None:
         """End the thread; what is under way or waits fails."""
@@ -202,12 +140,13 @@ class Scheduler:
     def _run(self) -> None:
         try:
             while self._wait():
-                self._drop()
-                self._admit()
-                self._compact()
-                self._read()
-                self._write()
+                self._began = time.monotonic()
+                self._turn()
+                self._began = 0.0
                 self._hand_over()
+        except DeviceLost as err:
+            self._lost(str(err))
+            return
         except Exception:  # the thread's boundary: nobody may wait for ever
             log.exception("generation failed")
         with self._change:
@@ -218,8 +157,23 @@ class Scheduler:
         for running in left:
             self._tell(running, StageUnavailable("this replica is going away"))
         self._hand_over()
+        self._stepper.close()
 
-    def _tell(self, running: _Running, event: Event) -> None:
+    def _turn(self) -> None:
+        """Do all that is between two steps, and a step."""
+        try:
+            self._drop()
+            self._admit()
+            self._compact()
+            self._read()
+            self._write()
+        except DeviceLost:
+            raise
+        except MeshError as err:
+            log.exception("step failed", extra={"slots": self.busy})
+            self._begin_anew(err)
+
+    def _tell(self, running: Running, event: Event) -> None:
         self._told.append((running, event))
 
     def _hand_over(self) -> None:
@@ -231,18 +185,22 @@ class Scheduler:
     def _wait(self) -> bool:
         """Sleep while there is nothing to do; return False at the end."""
         with self._change:
-            while not (self._closing or self._waiting or any(self._slots)):
+            while not (self._closing or self._waiting or any(self._slots) or self._under_way):
                 self._change.wait()
             return not self._closing
 
     def _drop(self) -> None:
         """Free the slots of what nobody awaits any more."""
-        for slot, running in enumerate(self._slots):
+        for running in self._slots:
             if running is not None and running.is_over:
-                self._slots[slot] = None
+                self._free(running)
+
+    def _free(self, running: Running) -> None:
+        running.ended = True
+        self._slots[running.slot] = None
 
     def _admit(self) -> None:
-        while (slot := self._free()) is not None:
+        while (slot := self._first_free()) is not None:
             with self._change:
                 if not self._waiting:
                     return
@@ -250,17 +208,12 @@ class Scheduler:
             if running.is_over:
                 continue
             running.admitted = running.admitted or time.monotonic()
-            try:
-                self._stepper.begin(slot, running.prompt.source)
-            except MeshError as err:
-                self._retry(running, err)
-                continue
             if slot == len(self._slots):
                 self._slots.append(None)
-            self._slots[slot] = running
+            self._slots[slot], running.slot = running, slot
+            self._stepper.begin(slot, running.prompt.source)
 
-    def _free(self) -> int | None:
-        """Return the lowest free slot."""
+    def _first_free(self) -> int | None:
         for slot, running in enumerate(self._slots):
             if running is None:
                 return slot
@@ -271,100 +224,121 @@ class Scheduler:
         while self._slots and self._slots[-1] is None:
             self._slots.pop()
         if _width(self.busy) < _width(len(self._slots)):
-            hole = self._slots.index(None)
-            self._stepper.move(len(self._slots) - 1, hole)
-            self._slots[hole] = self._slots.pop()
+            hole, last = self._slots.index(None), self._slots.pop()
+            assert last is not None
+            self._stepper.move(last.slot, hole)
+            self._slots[hole], last.slot = last, hole
             self._compact()
 
     def _read(self) -> None:
         """Run the next ids of texts that are not read yet, the shortest rest first."""
         left = PIECE
-        while left:
-            reading = [
-                (len(running.text) - running.done, slot)
-                for slot, running in enumerate(self._slots)
-                if running is not None and running.is_reading
-            ]
-            if not reading:
-                return
-            slot = min(reading)[1]
-            running = self._slots[slot]
-            assert running is not None
+        reading = [running for running in self._slots if running is not None and running.is_reading]
+        for running in sorted(reading, key=lambda running: len(running.text) - running.done):
             piece = running.text[running.done : -1][:left]
-            if self._stepped(slot, [piece], [running.done]) is None:
-                return
-            running.done += len(piece)
-            left -= len(piece)
+            if piece:
+                self._stepper.read(running.slot, piece, running.done)
+                running.done += len(piece)
+                left -= len(piece)
 
     def _write(self) -> None:
         """Run a step of all that have read their text, and give each its next token."""
-        rows = self._slots
-        if not any(running is not None and not running.is_reading for running in rows):
-            return
-        ids = [[running.text[running.done]] if running is not None else [0] for running in rows]
-        start = [running.done if running is not None else 0 for running in rows]
-        logits = self._stepped(0, ids, start)
-        if logits is None:
-            return
-        best = logits.argmax(1)
-        for slot, running in enumerate(rows):
-            if running is None:
-                continue
-            if not running.is_reading:
-                self._take(slot, running, logits[slot], int(best[slot]))
-            running.done += 1  # one that reads has read an id more, along with the others
+        chooses = any(running is not None and running.chooses for running in self._slots)
+        most = 1 if chooses else self._stepper.ahead
+        while len(self._under_way) >= most:
+            self._take()
+        if any(running is not None and running.wants_token for running in self._slots):
+            self._put()
+        elif self._under_way:
+            self._take()
+        while len(self._under_way) >= most:
+            self._take()
 
-    def _take(self, slot: int, running: _Running, logits: NDArray[np.floating], best: int) -> None:
-        """Choose the next token of a generation, and end it where that was the last."""
+    def _put(self) -> None:
+        """Begin a step of all slots."""
+        ids: list[int | None] = []
+        start: list[int] = []
+        takers: list[Running | None] = []
+        for running in self._slots:
+            taker = running if running is not None and running.wants_token else None
+            takers.append(taker)
+            start.append(running.done if running is not None else 0)
+            if taker is not None and taker.pending:
+                ids.append(None)  # the network has it
+            elif running is not None and running.done < len(running.text):
+                ids.append(running.text[running.done])
+            else:
+                ids.append(0)
+        self._stepper.put(ids, start)
+        self._under_way.append(takers)
+        for running, taker in zip(self._slots, takers, strict=True):
+            if taker is not None:
+                taker.pending += 1
+                taker.done += 1
+            elif running is not None and running.is_reading:
+                running.done += 1  # one that reads has read an id more, along with the others
+
+    def _take(self) -> None:
+        """Wait for the oldest step, and give each its token."""
+        outcome = self._stepper.take()
+        for row, running in enumerate(self._under_way.popleft()):
+            if running is not None and not running.ended:
+                running.pending -= 1
+                self._grow(running, outcome, row)
+
+    def _grow(self, running: Running, outcome: Outcome, row: int) -> None:
+        """Give a generation its next token, and end it where that was the last."""
         prompt = running.prompt
         try:
-            token = prompt.rules.forced(running.made, prompt.tokens)
-            if token is None:
-                banned = prompt.rules.banned(running.text, running.made)
-                token = choose(logits, best, prompt.sampling, running.text, banned)
+            token = self._token(running, outcome, row)
         except MeshError as err:
             self._tell(running, err)
-            self._slots[slot] = None
+            self._free(running)
             return
         running.first = running.first or time.monotonic()
         if token in prompt.rules.stop:
-            self._end(slot, running, STOP)
+            self._end(running, STOP)
             return
         running.text.append(token)
+        running.failures = 0
         self._tell(running, token)
         if running.made == prompt.tokens:
-            self._end(slot, running, LENGTH)
+            self._end(running, LENGTH)
 
-    def _end(self, slot: int, running: _Running, reason: str) -> None:
+    @staticmethod
+    def _token(running: Running, outcome: Outcome, row: int) -> int:
+        best = int(outcome.best[row])
+        check_logit(float(outcome.top[row]))
+        if not running.chooses:
+            return best
+        prompt = running.prompt
+        forced = prompt.rules.forced(running.made, prompt.tokens)
+        if forced is not None:
+            return forced
+        banned = prompt.rules.banned(running.text, running.made)
+        return choose(outcome.logits(row), best, prompt.sampling, running.text, banned)
+
+    def _end(self, running: Running, reason: str) -> None:
         self._tell(running, running.finish(reason))
-        self._slots[slot] = None
+        self._free(running)
 
-    def _retry(self, running: _Running, error: MeshError) -> None:
-        """Let a generation whose cache is lost begin anew with the text that it has."""
-        running.failures += 1
-        running.done = 0
-        if running.failures == TRIES:
-            self._tell(running, error)
-            return
-        with self._change:
-            self._waiting.push(running.prompt.client, running)
-
-    def _stepped(
-        self, first: int, ids: list[list[int]], start: list[int]
-    ) -> NDArray[np.floating] | None:
-        """Run a step; should it fail, the generations in it begin anew, and None is returned."""
-        try:
-            return self._stepper.step(first, ids, start)
-        except MeshError as err:
-            log.exception("step failed", extra={"rows": len(ids)})
-            for slot in range(first, first + len(ids)):
-                if (running := self._slots[slot]) is not None:
-                    self._slots[slot] = None
-                    self._retry(running, err)
-            return None
+    def _begin_anew(self, error: MeshError) -> None:
+        """Let all generations begin anew with the texts that they have: their caches are lost."""
+        self._under_way.clear()
+        self._stepper.reset()
+        lost = [running for running in self._slots if running is not None]
+        self._slots = []
+        for running in lost:
+            running.begin_anew()
+            running.failures += 1
+            if running.failures < TRIES:
+                with self._change:
+                    self._waiting.push(running.prompt.client, running)
+            else:
+                self._tell(running, error)
 
 
-def _deliver(told: list[tuple[_Running, Event]]) -> None:
+def _deliver(told: Sequence[tuple[Running, Event]]) -> None:
     for running, event in told:
         if running.future.done():
             continue  # nobody awaits it any more

@@ -8,8 +8,8 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from infer_svc.generation.rules import Rules
+from infer_svc.generation.running import Prompt
 from infer_svc.generation.sampling import Sampling
-from infer_svc.generation.scheduler import Prompt
 from mesh.errors import InvalidInput, SettingsError
 from mesh.validation import faults
 

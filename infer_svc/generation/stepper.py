@@ -13,10 +13,30 @@ from mesh.errors import EngineError, SettingsError
 from mesh.tensor import NUMPY_DTYPES
 
 CACHE, CROSSED = ("k_", "v_"), ("xk_", "xv_")
+RESULTS = ("logits", "best", "top")
+"""Outputs of a step beside the caches."""
+
+
+class Outcome(Protocol):
+    """What a step of some slots brought; of use until the next step begins."""
+
+    @property
+    def best(self) -> NDArray[np.int64]:
+        """The best token of each row [rows]."""
+
+    @property
+    def top(self) -> NDArray[np.floating[Any]]:
+        """Its logit [rows]."""
+
+    def logits(self, row: int) -> NDArray[np.floating[Any]]:
+        """Return the logits [V] of a row."""
 
 
 class Stepper(Protocol):
-    """A network and its slots, which have a cache each. Belongs to one thread."""
+    """A network and its slots, which have a cache each. Belongs to one thread.
+
+    All but `close` may raise an `EngineError`; caches are of no more use then, until `reset`.
+    """
 
     @property
     def slots(self) -> int:
@@ -31,35 +51,73 @@ class Stepper(Protocol):
         """Tokens that a source may have; 0: there is no encoder."""
 
     @property
+    def vocabulary(self) -> int:
+        """Tokens that there are."""
+
+    @property
     def cache_bytes(self) -> int:
         """Bytes of the caches of all slots."""
 
+    @property
+    def ahead(self) -> int:
+        """Steps that may have been put and not taken."""
+
     def begin(self, slot: int, source: Sequence[int]) -> None:
-        """Give a slot what its generation is about; empty for a decoder without an encoder.
+        """Give a slot what its generation is about; empty for a decoder without an encoder."""
 
-        Raises:
-            EngineError: it failed.
-        """
-
-    def step(
-        self, first: int, ids: Sequence[Sequence[int]], start: Sequence[int]
-    ) -> NDArray[np.floating[Any]]:
-        """Run the next ids of the slots from `first` on.
+    def read(self, slot: int, ids: Sequence[int], start: int) -> None:
+        """Run ids of a slot whose next token is known.
 
         Args:
-            first: slot of the first row.
-            ids: of each row, one or more; rows may have differently many.
-            start: where the first id of each row goes in its cache.
-
-        Returns:
-            Logits [rows, V] after the last id of each row; the caller's until the next call.
-
-        Raises:
-            EngineError: it failed; caches of these rows are of no more use.
+            slot: number.
+            ids: one or more.
+            start: where the first one goes in the slot's cache.
         """
+
+    def put(self, ids: Sequence[int | None], start: Sequence[int]) -> None:
+        """Begin a step of the first slots.
+
+        Args:
+            ids: of each slot, the next one; None: the best token of the last step that was put.
+            start: where it goes in the slot's cache.
+        """
+
+    def take(self) -> Outcome:
+        """Wait for the oldest step that was put and not taken."""
 
     def move(self, source: int, target: int) -> None:
         """Copy all that a slot has to another slot."""
+
+    def reset(self) -> None:
+        """Forget the steps that were put and not taken, after a failure."""
+
+    def close(self) -> None:
+        """Give back what it holds."""
+
+
+class OrtOutcome:
+    """Of a step that is done.
+
+    Args:
+        logits: [rows, V].
+        best: as in `Outcome`.
+        top: as in `Outcome`.
+    """
+
+    def __init__(
+        self,
+        logits: NDArray[np.floating[Any]],
+        best: NDArray[np.int64],
+        top: NDArray[np.floating[Any]],
+    ) -> None:
+        self.all_logits = logits
+        self.best = best
+        self.top = top
+
+    def logits(self, row: int) -> NDArray[np.floating[Any]]:
+        """Return a row."""
+        row_logits: NDArray[np.floating[Any]] = self.all_logits[row]
+        return row_logits
 
 
 class OrtStepper:
@@ -98,7 +156,32 @@ class OrtStepper:
         self.slots = slots
         self.length = self._longest(CACHE)
         self.source_length = self._longest(CROSSED)
+        outputs = {tensor.name: tensor.shape for tensor in map(spec, self._step.get_outputs())}
+        self.vocabulary = outputs["logits"][-1]
+        self._done: OrtOutcome | None = None
         self.cache_bytes = sum(array.nbytes for array in self._state.values())
+
+    ahead = 1
+    """A step is done when it was put."""
+
+    def read(self, slot: int, ids: Sequence[int], start: int) -> None:
+        """Run ids of a slot."""
+        self.step(slot, [ids], [start])
+
+    def put(self, ids: Sequence[int | None], start: Sequence[int]) -> None:
+        """Run a step."""
+        self._done = self.step(0, [[0 if key is None else key] for key in ids], start)
+
+    def take(self) -> OrtOutcome:
+        """Return what the step brought."""
+        assert self._done is not None
+        return self._done
+
+    def reset(self) -> None:
+        """Do nothing: no step is under way."""
+
+    def close(self) -> None:
+        """Do nothing: the memory goes with the object."""
 
     def begin(self, slot: int, source: Sequence[int]) -> None:
         """Run the encoder, if there is one."""
@@ -111,10 +194,17 @@ class OrtStepper:
             self._state[name][slot, :, : len(source)] = array[0]
         self._xlen[slot] = len(source)
 
-    def step(
-        self, first: int, ids: Sequence[Sequence[int]], start: Sequence[int]
-    ) -> NDArray[np.floating[Any]]:
-        """Run the next ids of some slots."""
+    def step(self, first: int, ids: Sequence[Sequence[int]], start: Sequence[int]) -> OrtOutcome:
+        """Run the next ids of the slots from one on.
+
+        Args:
+            first: slot of the first row.
+            ids: of each row, one or more; rows may have differently many.
+            start: where the first id of each row goes in its cache.
+
+        Raises:
+            EngineError: it failed.
+        """
         count = [len(row) for row in ids]
         filled = np.zeros((len(ids), max(count)), np.int64)
         for row, part in enumerate(ids):
@@ -126,8 +216,7 @@ class OrtStepper:
         if self._encoder is not None:
             binding.bind_cpu_input("xlen", self._xlen[first : first + len(ids)].copy())
         _run(self._step.run_with_iobinding, binding)
-        logits: NDArray[np.floating[Any]] = binding.get_outputs()[-1].numpy()
-        return logits
+        return OrtOutcome(*(value.numpy() for value in binding.get_outputs()[-len(RESULTS) :]))
 
     def move(self, source: int, target: int) -> None:
         """Copy a slot."""
@@ -148,7 +237,8 @@ class OrtStepper:
                 binding.bind_ortvalue_input(name, part)
                 if name.startswith(CACHE):
                     binding.bind_ortvalue_output(f"{name}_out", part)
-            binding.bind_output("logits")
+            for name in RESULTS:
+                binding.bind_output(name)
         return self._bindings[key]
 
 

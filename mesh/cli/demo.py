@@ -13,6 +13,7 @@ from mesh.port import free_ports
 from mesh.supervisor import Supervisor
 
 START_S = 90
+DATE = "vendredi 27 novembre 2026"
 TEXTS = ("Guten Morgen, wie geht es Ihnen?", "Where is the station?", "Où est la gare ?")
 
 
@@ -45,6 +46,7 @@ async def _demo(models: Path, save: Path) -> int:
             ["classify", digit],
             ["language", *TEXTS],
             ["detect", page, "--save", str(save)],
+            ["generate", DATE, "--pipeline", "dates", "--verbose"],
             ["trace"],
         ):
             await _ask(command, gateway)

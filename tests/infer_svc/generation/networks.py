@@ -76,7 +76,7 @@ def greedy(
     made: list[list[int]] = [[] for _ in first]
     ids, start = [list(row) for row in first], [0] * len(first)
     for _ in range(tokens):
-        logits = stepper.step(0, ids, start)
+        logits = stepper.step(0, ids, start).all_logits
         if ban >= 0:
             logits[:, ban] = -np.inf
         start = [at + len(row) for at, row in zip(start, ids, strict=True)]
@@ -91,8 +91,8 @@ def agreement(stepper: OrtStepper, network: Network) -> float:
     same = []
     for at in range(network.forced_ids.shape[1]):
         ids = network.forced_ids[:, at : at + 1].tolist()
-        logits = stepper.step(0, ids, [at] * len(ids))
-        same.append(logits.argmax(1) == network.forced_logits[:, at].argmax(1))
+        best = stepper.step(0, ids, [at] * len(ids)).best
+        same.append(best == network.forced_logits[:, at].argmax(1))
     return float(np.mean(same))
 
 
@@ -100,7 +100,7 @@ def assert_logits(stepper: OrtStepper, network: Network, chunk: int) -> None:
     """Compare with the logits of transformers after ids that come in pieces of a size."""
     for at in range(0, network.forced_ids.shape[1], chunk):
         ids = network.forced_ids[:, at : at + chunk].tolist()
-        logits = stepper.step(0, ids, [at] * len(ids))
+        logits = stepper.step(0, ids, [at] * len(ids)).all_logits
         wanted = network.forced_logits[:, at + len(ids[0]) - 1]
         np.testing.assert_allclose(logits, wanted, rtol=0, atol=2e-4)
 

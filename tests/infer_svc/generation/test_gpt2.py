@@ -34,9 +34,9 @@ def test_logits_are_those_of_transformers_in_chunks_of_any_size(chunk: int) -> N
 def test_rows_of_any_age_share_a_step() -> None:
     network, ids = gpt2_stepper(ROWS), GPT2.forced_ids.tolist()
     network.step(0, [ids[0][:7], [0], ids[2][:2], [0]], [0] * ROWS)
-    logits = network.step(0, [ids[0][7:8], ids[1][:3], ids[2][2:3], ids[3][:1]], [7, 0, 2, 0])
+    step = network.step(0, [ids[0][7:8], ids[1][:3], ids[2][2:3], ids[3][:1]], [7, 0, 2, 0])
     wanted = [GPT2.forced_logits[row, at] for row, at in enumerate([7, 2, 2, 0])]
-    np.testing.assert_allclose(logits, wanted, rtol=0, atol=2e-4)
+    np.testing.assert_allclose(step.all_logits, wanted, rtol=0, atol=2e-4)
 
 
 def test_text_that_goes_on_elsewhere_goes_on_alike() -> None:
@@ -47,7 +47,8 @@ def test_text_that_goes_on_elsewhere_goes_on_alike() -> None:
 def test_start_beyond_the_cache_writes_at_its_end_and_disturbs_no_other_row() -> None:
     network, ids = gpt2_stepper(ROWS), GPT2.forced_ids.tolist()
     network.step(0, [row[:4] for row in ids], [0] * ROWS)
-    logits = network.step(0, [row[4:5] for row in ids], [4, 10**6, 4, GPT2_LENGTH])
+    step = network.step(0, [row[4:5] for row in ids], [4, 10**6, 4, GPT2_LENGTH])
+    logits = step.all_logits
     for row in (0, 2):
         np.testing.assert_allclose(logits[row], GPT2.forced_logits[row, 4], rtol=0, atol=2e-4)
     assert np.isfinite(logits).all()

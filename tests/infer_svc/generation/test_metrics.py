@@ -5,7 +5,7 @@ from functools import partial
 from prometheus_client.metrics_core import Metric
 
 from infer_svc.generation.metrics import GAUGES, HISTOGRAMS, GenerationMetrics, families
-from infer_svc.generation.scheduler import LENGTH, STOP, Finish
+from infer_svc.generation.running import LENGTH, STOP, Finish
 
 LABELS = ("model", "version")
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from infer_svc.generation.sampling import Sampling, uniform
+from infer_svc.generation.sampling import Sampling, check_logit, uniform
 from infer_svc.generation.sampling import choose as choose_given_best
 from mesh.errors import EngineError, InvalidInput
 
@@ -102,12 +102,25 @@ def test_repetition_makes_tokens_less_likely(text: list[int], wanted: int) -> No
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_no_numbers_are_the_models_fault(value: float, temperature: float) -> None:
-    logits = np.full(4, value, np.float32) if value == -np.inf else LOGITS.copy()
-    logits[2] = value
+def test_logit_that_is_no_number_is_the_models_fault(value: float) -> None:
     with pytest.raises(EngineError, match="the best logit is"):
-        choose(logits, Sampling(temperature=temperature), [], 0)
+        check_logit(value)
+    check_logit(-1e30)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_token_that_is_banned_does_not_come(temperature: float) -> None:
+    sampling = Sampling(temperature=temperature)
+    best = int(LOGITS.argmax())
+    found = {
+        choose_given_best(LOGITS, best, sampling, [0] * place, frozenset([best, 99]))
+        for place in range(50)
+    }
+    assert best not in found
+    second = int(np.argsort(LOGITS)[-2])
+    assert second in found
+    with pytest.raises(EngineError, match="all 6 tokens are ruled out"):
+        choose_given_best(LOGITS, best, sampling, [], frozenset(range(6)))
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,15 @@ import random
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from infer_svc.generation.rules import Rules
+from infer_svc.generation.running import LENGTH, STOP, Finish, Prompt
 from infer_svc.generation.sampling import Sampling
-from infer_svc.generation.scheduler import LENGTH, PIECE, STOP, TRIES, Finish, Prompt, Scheduler
+from infer_svc.generation.scheduler import PIECE, TRIES, Scheduler
 from mesh.errors import (
     DeadlineExceeded,
     EngineError,
@@ -27,14 +27,20 @@ from tests.infer_svc.generation.networks import BART, GPT2, bart_stepper, gpt2_s
 
 
 class CountingStepper:
-    """Says the number of ids that a row has, modulo 100; it can be held, and made to fail."""
+    """Says the number of ids that a row has, modulo 100; it can be held, and made to fail.
 
-    def __init__(self, slots: int = 4, length: int = 500) -> None:
+    As on a GPU, a step has the tokens of the one before, which nobody may have taken.
+    """
+
+    def __init__(self, slots: int = 4, length: int = 500, ahead: int = 1) -> None:
         self.slots, self.length, self.source_length, self.cache_bytes = slots, length, 0, 0
+        self.vocabulary, self.ahead = 100, ahead
         self.caches: list[list[int]] = [[] for _ in range(slots)]
         self.steps: list[tuple[int, list[int]]] = []
         """First slot and how many ids each row brought."""
-        self.moves = 0
+        self.moves = self.closed = 0
+        self.under_way: list[Said] = []
+        self.last: list[int] = []
         self.fail: Callable[[], MeshError | None] = lambda: None
         self.gate = threading.Event()
         self.gate.set()
@@ -42,29 +48,60 @@ class CountingStepper:
     def begin(self, slot: int, source: Sequence[int]) -> None:
         self.caches[slot] = []
 
-    def step(
-        self, first: int, ids: Sequence[Sequence[int]], start: Sequence[int]
-    ) -> NDArray[np.floating[Any]]:
+    def read(self, slot: int, ids: Sequence[int], start: int) -> None:
+        self._run(slot, [list(ids)], [start])
+
+    def put(self, ids: Sequence[int | None], start: Sequence[int]) -> None:
+        assert len(self.under_way) < self.ahead
+        known = [[self.last[row] if key is None else key] for row, key in enumerate(ids)]
+        self.last = self._run(0, known, start)
+        self.under_way.append(Said(self.last))
+
+    def take(self) -> "Said":
+        return self.under_way.pop(0)
+
+    def _run(self, first: int, ids: Sequence[Sequence[int]], start: Sequence[int]) -> list[int]:
         assert self.gate.wait(10)
         self.steps.append((first, [len(row) for row in ids]))
         if (error := self.fail()) is not None:
             raise error
-        logits = np.zeros((len(ids), 100), np.float32)
         for row, (new, at) in enumerate(zip(ids, start, strict=True)):
             cache = self.caches[first + row]
-            assert at <= len(cache)
+            assert at <= len(cache) or self.under_way
             cache[at:] = new
-            logits[row, len(cache) % 100] = 1
-        return logits
+        return [len(cache) % 100 for cache in self.caches[first : first + len(ids)]]
 
     def move(self, source: int, target: int) -> None:
         self.moves += 1
         self.caches[target] = list(self.caches[source])
+        if self.under_way:
+            self.last[target] = self.last[source]
+
+    def reset(self) -> None:
+        self.under_way.clear()
+
+    def close(self) -> None:
+        self.closed += 1
 
 
-@pytest.fixture
-async def counting() -> AsyncIterator[tuple[Scheduler, CountingStepper]]:
-    stepper = CountingStepper()
+class Said:
+    """What a step said."""
+
+    def __init__(self, said: list[int]) -> None:
+        self.best = np.array(said)
+        self.top = np.ones(len(said), np.float32)
+
+    def logits(self, row: int) -> NDArray[np.float32]:
+        logits = np.zeros(100, np.float32)
+        logits[self.best[row]] = 1
+        return logits
+
+
+@pytest.fixture(params=[1, 2], ids=["one-by-one", "ahead"])
+async def counting(
+    request: pytest.FixtureRequest,
+) -> AsyncIterator[tuple[Scheduler, CountingStepper]]:
+    stepper = CountingStepper(ahead=request.param)
     scheduler = Scheduler(stepper)
     yield scheduler, stepper
     stepper.gate.set()

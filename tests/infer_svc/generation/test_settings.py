@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from infer_svc.generation.rules import Rules
+from infer_svc.generation.running import Prompt
 from infer_svc.generation.sampling import GREEDY, Sampling
-from infer_svc.generation.scheduler import Prompt
 from infer_svc.generation.settings import (
     FILE,
     GenerationConfig,

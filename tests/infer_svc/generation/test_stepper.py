@@ -16,7 +16,7 @@ from tests.infer_svc.generation.networks import (
 
 def assert_next(made: OrtStepper, slot: int, row: int, at: int) -> None:
     """Run one id of a row in a slot, and compare with the logits of transformers."""
-    logits = made.step(slot, [GPT2.forced_ids[row, at : at + 1].tolist()], [at])
+    logits = made.step(slot, [GPT2.forced_ids[row, at : at + 1].tolist()], [at]).all_logits
     np.testing.assert_allclose(logits[0], GPT2.forced_logits[row, at], rtol=0, atol=2e-4)
 
 
@@ -55,7 +55,7 @@ def test_source_goes_with_its_slot() -> None:
     made.begin(2, BART.given[0])
     ids = [BART.forced_ids[row].tolist() for row in (1, 0)]
     for slot, row, text in ((0, 1, ids[0]), (2, 0, ids[1])):
-        logits = made.step(slot, [text], [0])
+        logits = made.step(slot, [text], [0]).all_logits
         np.testing.assert_allclose(logits[0], BART.forced_logits[row, -1], rtol=0, atol=2e-4)
 
 
