@@ -50,7 +50,11 @@ async def main() -> None:
     handler.on_lost = lambda _: lost.set()
     handler.on_health = stage.host.set_health
     tasks = (
-        asyncio.create_task(watch(handler.pools, handler.lose, settings.hang_s, settings.probe_s)),
+        asyncio.create_task(
+            watch(
+                handler.pools, handler.generators, handler.lose, settings.hang_s, settings.probe_s
+            )
+        ),
         asyncio.create_task(_end_when(lost, stage, lender)),
     )
     await stage.serve(handler.load)

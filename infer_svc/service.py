@@ -16,7 +16,7 @@ from infer_svc.batcher import Batcher
 from infer_svc.config import ModelConfig, read_config
 from infer_svc.ensemble import Ensemble
 from infer_svc.families import GpuFigures, InferMetrics
-from infer_svc.generation.generator import open_generator, with_tensors
+from infer_svc.generation.generator import Generator, open_generator, with_tensors
 from infer_svc.metrics import ModelMetrics
 from infer_svc.pool import LanePool
 from infer_svc.repository import Model, load_model, model_folders, preloaded
@@ -166,6 +166,11 @@ class InferHandler:
         """Return the lanes of every model that is served now."""
         return [served.pool for served in self._served.values() if served.pool is not None]
 
+    def generators(self) -> list[Generator]:
+        """Return those that generate."""
+        batchers = [served.batcher for served in self._served.values()]
+        return [batcher for batcher in batchers if isinstance(batcher, Generator)]
+
     def close(self) -> None:
         """Let the lanes finish and end their threads, and let go of the shared memory."""
         for served in self._served.values():
@@ -261,18 +266,11 @@ class InferHandler:
     def _load_generator(
         self, model: Model, metrics: ModelMetrics, loop: asyncio.AbstractEventLoop
     ) -> Served:
-        config = model.config
-        if config.backend != "onnxruntime":
-            raise SettingsError(
-                f"model {config.name!r} generates on the CPU only, its config.pbtxt says "
-                f"{config.backend!r}; give it an instance_group of KIND_CPU"
-            )
+        config = with_tensors(model.config)
         version = model.folder / str(model.version)
-        generator = open_generator(
-            config.name, version, config.slots, self._machine.threads, metrics, loop
-        )
+        generator = open_generator(config, version, self._machine, metrics, loop, self.lose)
         metrics.generation = generator.metrics
-        return Served(replace(model, config=with_tensors(config)), generator, None, metrics)
+        return Served(replace(model, config=config), generator, None, metrics)
 
     def _describe(self, name: str) -> TargetSpec:
         spec = TargetSpec(name=name)

@@ -1,8 +1,9 @@
-"""Looks at the lanes of every model from time to time: those that hang, and those that idle."""
+"""Looks at every model's lanes and steps now and then: those that hang, and those that idle."""
 
 import asyncio
 from collections.abc import Callable, Iterable
 
+from infer_svc.generation.generator import Generator
 from infer_svc.pool import LanePool
 
 ROUNDS = 4
@@ -11,6 +12,7 @@ ROUNDS = 4
 
 async def watch(
     pools: Callable[[], Iterable[LanePool]],
+    generators: Callable[[], Iterable[Generator]],
     lost: Callable[[str], None],
     hang_s: float,
     probe_s: float,
@@ -19,6 +21,7 @@ async def watch(
 
     Args:
         pools: of the models that are served now.
+        generators: as pools, of those that generate.
         lost: called when a batch does not end; no error of the GPU is needed for that.
         hang_s: seconds after which a batch that runs is taken for one that never ends.
         probe_s: seconds without work after which a lane is checked.
@@ -31,3 +34,6 @@ async def watch(
                 lost(f"lane {lane.name} has worked on one batch for more than {hang_s:g} s")
                 return
             pool.probe_idle(probe_s)
+        if any(generator.is_stuck(hang_s) for generator in generators()):
+            lost(f"a step of a generation has not ended for more than {hang_s:g} s")
+            return

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from infer_svc.backends.errors import OutOfMemory
-from infer_svc.backends.libcuda import Library
+from infer_svc.backends.errors import DeviceLost, OutOfMemory
+from infer_svc.backends.libcuda import STICKY, Library
 from mesh.errors import EngineError, SettingsError
 from mesh.tensor import Array
 
@@ -75,6 +75,24 @@ class Device:
         finally:
             # A thread that ends with a context on its stack would end the process.
             self._context.pop()
+
+    def examine(self, error: EngineError, stream: int) -> None:
+        """Ask the driver for the state of the GPU: PyCUDA's errors and TensorRT's hide its code.
+
+        Args:
+            error: that came.
+            stream: handle of the one it came on, which is waited for.
+
+        Raises:
+            DeviceLost: only a new process helps.
+        """
+        if isinstance(error, DeviceLost):
+            return
+        with self.current():
+            code = self.library.probe(stream)
+            if code in STICKY:
+                name = self.library.name(code)
+                raise DeviceLost(f"{error}; the GPU's state is {name} ({code})") from error
 
     def memory(self) -> tuple[int, int]:
         """Return the free and the whole memory of the GPU, in bytes."""

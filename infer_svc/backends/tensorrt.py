@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from infer_svc.backends.cuda import Device, device
+from infer_svc.backends.contexts import Contexts
+from infer_svc.backends.cuda import Device, Stream, device
 from infer_svc.backends.machine import Machine
 from infer_svc.backends.onnxruntime import load_onnxruntime
 from infer_svc.backends.tensorrt_context import TensorRTContext
@@ -60,6 +61,19 @@ class TensorRTEngine:
             return TensorRTContext(
                 self._api, self._gpu, self._engine, self._cache, self._lock, self._machine
             )
+
+    def contexts(self, stream: Stream, machine: Machine) -> Contexts:
+        """Return what makes contexts for single shapes, with buffers that are the caller's.
+
+        The GPU's context is current.
+
+        Args:
+            stream: that runs are queued on.
+            machine: how they are run.
+        """
+        return Contexts(
+            self._api, self._gpu, self._engine, self._cache, self._lock, stream, machine
+        )
 
     def reload(self) -> None:
         """Load the plan anew; the engine's contexts are closed before."""

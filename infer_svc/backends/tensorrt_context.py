@@ -12,7 +12,6 @@ import numpy as np
 from infer_svc.backends.batch import RunTimes
 from infer_svc.backends.cuda import Block, Buffer, Device, Stream
 from infer_svc.backends.errors import DeviceLost
-from infer_svc.backends.libcuda import STICKY
 from infer_svc.backends.machine import Machine
 from infer_svc.backends.ptx import KERNELS, launch
 from infer_svc.backends.shapes import Shapes, cropping, fit, rungs
@@ -95,7 +94,7 @@ class TensorRTContext:
             with gpu.current():
                 self._open()
         except EngineError as err:
-            self._probe(err)
+            self._gpu.examine(err, self._stream.handle)
             if not isinstance(err, DeviceLost):
                 self._free()
             raise
@@ -113,7 +112,7 @@ class TensorRTContext:
             with self._gpu.current():
                 return self._run(parts, self._faults)
         except EngineError as err:
-            self._probe(err)
+            self._gpu.examine(err, self._stream.handle)
             raise
 
     def rebuild(self) -> None:
@@ -137,7 +136,7 @@ class TensorRTContext:
                     if old is not None:
                         self._end(old)
         except EngineError as err:
-            self._probe(err)
+            self._gpu.examine(err, self._stream.handle)
             raise
 
     def close(self) -> None:
@@ -282,16 +281,6 @@ class TensorRTContext:
             ]
             for tensor in self._outputs
         }
-
-    def _probe(self, error: EngineError) -> None:
-        """Ask the driver for the state of the GPU: PyCUDA's errors and TensorRT's hide its code."""
-        if isinstance(error, DeviceLost):
-            return
-        with self._gpu.current():
-            code = self._gpu.library.probe(self._stream.handle)
-            if code in STICKY:
-                name = self._gpu.library.name(code)
-                raise DeviceLost(f"{error}; the GPU's state is {name} ({code})") from error
 
     def _allocate(self) -> None:
         largest = dict.fromkeys((tensor.name for tensor in (*self._inputs, *self._outputs)), 0)

@@ -4,13 +4,13 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from infer_svc.backends.cuda import device
 from infer_svc.backends.tensorrt import tensorrt_api
-from infer_svc.backends.trt_api import Api, Kernels
+from infer_svc.backends.trt_api import Api, Kernels, Profile
 from infer_svc.build.cache import CachedEngine, EngineCache
 from infer_svc.build.child import Child
 from infer_svc.build.kernels import Compiling
@@ -103,7 +103,13 @@ class Builds:
             child.kill(STOPPING)
         self._compiling.close()
 
-    def engine_for(self, path: Path, config: ModelConfig, gpu: int) -> CachedEngine:
+    def engine_for(
+        self,
+        path: Path,
+        config: ModelConfig,
+        gpu: int,
+        profiles: Sequence[Profile] | None = None,
+    ) -> CachedEngine:
         """Return the engine of a model for a GPU; blocks while it is built.
 
         A plan of the repository is taken as it is, if it is for this machine. What is in the
@@ -113,6 +119,7 @@ class Builds:
             path: a file of the model, in the folder of its version.
             config: of the model.
             gpu: number among the visible ones.
+            profiles: that it is built for; None: those of the config.
 
         Raises:
             SettingsError: a file or setting cannot be used.
@@ -128,7 +135,8 @@ class Builds:
         if plan is not None:
             return plan
         self._cache.open()
-        order = order_for(source_of(path.parent, config), config, gpu, self._cache.root)
+        source = source_of(path.parent, config)
+        order = order_for(source, config, gpu, self._cache.root, profiles)
         tell = functools.partial(self.on_built, config, int(path.parent.name))
         return self._obtain(order, order.key(target), tell)
 
@@ -146,17 +154,28 @@ class Builds:
         Returns:
             The file, which may be missing; None: kernels are kept nowhere.
         """
-        if engine.runtime_cache is None or engine.manifest is None:
+        kernels = self.kernels_file(engine, gpu)
+        if kernels is None or engine.manifest is None:
             return None
-        # One plan may serve several kinds of GPUs, its kernels do not.
-        major, minor = self._capability(gpu)
-        kept = engine.runtime_cache
-        kernels = kept.with_name(f"{kept.stem}-sm_{major}{minor}{kept.suffix}")
         if self._api().is_rtx and when != "lazy" and not kernels.exists():
             with self._cache.locked(engine.manifest.key):
                 if not kernels.exists():
                     self._compiling.compile(engine.plan, kernels, gpu, when, graphs)
         return kernels
+
+    def kernels_file(self, engine: CachedEngine, gpu: int) -> Path | None:
+        """Return where an engine's compiled kernels are kept; None: nowhere.
+
+        Args:
+            engine: as `engine_for` returned it.
+            gpu: number among the visible ones.
+        """
+        if engine.runtime_cache is None or engine.manifest is None:
+            return None
+        # One plan may serve several kinds of GPUs, its kernels do not.
+        major, minor = self._capability(gpu)
+        kept = engine.runtime_cache
+        return kept.with_name(f"{kept.stem}-sm_{major}{minor}{kept.suffix}")
 
     def _obtain(self, order: Order, key: Key, tell: Callable[[str, float], None]) -> CachedEngine:
         with self._lock:

@@ -70,7 +70,13 @@ class Order:
         )
 
 
-def order_for(onnx: Path, config: ModelConfig, gpu: int, cache: Path) -> Order:
+def order_for(
+    onnx: Path,
+    config: ModelConfig,
+    gpu: int,
+    cache: Path,
+    profiles: Sequence[Profile] | None = None,
+) -> Order:
     """Return the order for a model as its config wants it.
 
     Args:
@@ -78,12 +84,14 @@ def order_for(onnx: Path, config: ModelConfig, gpu: int, cache: Path) -> Order:
         config: of the model.
         gpu: number of the visible GPU that it is for.
         cache: root of the engine cache.
+        profiles: that it is built for; None: those of the config.
 
     Raises:
         SettingsError: the file is no model.
     """
     folder = onnx.parent.parent
-    profiles = profiles_of(declared_inputs(onnx), config.max_rows, config.lengths)
+    if profiles is None:
+        profiles = profiles_of(declared_inputs(onnx), config.max_rows, config.lengths)
     plugins = plugin_paths(folder, config)
     return Order(config.name, onnx.absolute(), config.recipe, profiles, plugins, gpu, cache)
 

@@ -1,14 +1,17 @@
 """A model that generates, as the infer stage serves it: ids in, tokens out one by one."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from infer_svc.backends.errors import DeviceLost
+from infer_svc.backends.machine import Machine
 from infer_svc.config import ModelConfig
+from infer_svc.generation.engines import open_stepper
 from infer_svc.generation.metrics import GenerationMetrics
 from infer_svc.generation.running import Finish, Prompt
 from infer_svc.generation.scheduler import Scheduler
@@ -18,14 +21,12 @@ from infer_svc.generation.settings import (
     read_generation_config,
     read_parameters,
 )
-from infer_svc.generation.stepper import OrtStepper, Stepper
+from infer_svc.generation.stepper import Stepper
 from infer_svc.metrics import ModelMetrics, reason_of
 from mesh.errors import EngineError, InvalidInput, SettingsError
 from mesh.item import Reply, Request, Timings
 from mesh.tensor import Array, Tensors, TensorSpec, bytes_tensor, pack, unpack
 
-STEP, ENCODER = "step.onnx", "encoder.onnx"
-"""Files of a version."""
 INPUTS = (
     TensorSpec("input_ids", "INT64", (1, -1)),
     TensorSpec("attention_mask", "INT64", (1, -1)),
@@ -52,6 +53,7 @@ class Generator:
         config: of the model.
         served: counts requests.
         loop: of whoever asks.
+        lost: called in the event loop when only a new process helps.
     """
 
     def __init__(
@@ -62,13 +64,18 @@ class Generator:
         config: GenerationConfig,
         served: ModelMetrics,
         loop: asyncio.AbstractEventLoop,
+        lost: Callable[[str], None],
     ) -> None:
         self._name = name
         self._config = config
         self._served = served
         self._room = stepper.length
         self._encoded = stepper.source_length > 0
-        self._scheduler = scheduler = Scheduler(stepper, loop)
+
+        def tell_lost(reason: str) -> None:
+            loop.call_soon_threadsafe(lost, reason)
+
+        self._scheduler = scheduler = Scheduler(stepper, loop, lost=tell_lost)
         self.metrics = GenerationMetrics(
             (name, str(version)),
             {
@@ -111,6 +118,10 @@ class Generator:
         self.metrics.finished(finish, read, count - len(prompt.emitted))
         self._served.answered(1, finish.ended - finish.asked)
         return self._last(finish, prompt, read, count)
+
+    def is_stuck(self, hang_s: float) -> bool:
+        """Tell whether a step has not ended for so many seconds."""
+        return self._scheduler.is_stuck(hang_s)
 
     def close(self) -> None:
         """End the thread; what is under way or waits goes on at another replica."""
@@ -156,36 +167,38 @@ class Generator:
 
 
 def open_generator(
-    name: str,
+    config: ModelConfig,
     version: Path,
-    slots: int,
-    threads: int,
+    machine: Machine,
     served: ModelMetrics,
     loop: asyncio.AbstractEventLoop,
+    lost: Callable[[str], None] = lambda reason: None,
 ) -> Generator:
     """Load a version's files.
 
     Args:
-        name: of the model.
+        config: of the model.
         version: its folder.
-        slots: generations that may be under way.
-        threads: of ONNX Runtime.
+        machine: what it may use.
         served: counts requests.
         loop: of whoever asks.
+        lost: called in the event loop when only a new process helps.
 
     Raises:
         SettingsError: a file is missing or broken.
+        DeviceLost: only a new process helps.
     """
-    config = read_generation_config(version)
-    encoder = version / ENCODER
-    stepper = OrtStepper(version / STEP, slots, encoder if encoder.exists() else None, threads)
-    if stepper.source_length and config.decoder_start_token_id is None:
-        raise SettingsError(f"the generation config in {version} has no decoder_start_token_id")
+    generation = read_generation_config(version)
     try:
+        stepper = open_stepper(version, config, machine)
+        if stepper.source_length and generation.decoder_start_token_id is None:
+            raise SettingsError(f"the generation config in {version} has no decoder_start_token_id")
         warm_up(stepper)
+    except DeviceLost:
+        raise
     except EngineError as err:
-        raise SettingsError(f"model {name!r}: its first step failed: {err}") from err
-    return Generator(name, int(version.name), stepper, config, served, loop)
+        raise SettingsError(f"model {config.name!r}: {err}") from err
+    return Generator(config.name, int(version.name), stepper, generation, served, loop, lost)
 
 
 def with_tensors(config: ModelConfig) -> ModelConfig:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from infer_svc.generation.bart import Bart
-from infer_svc.generation.generator import ENCODER, STEP
+from infer_svc.generation.engines import ENCODER, STEP
 from infer_svc.generation.gpt2 import gpt2_step
 from infer_svc.generation.graph import Weights
 from infer_svc.generation.settings import FILE, GenerationConfig

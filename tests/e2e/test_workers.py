@@ -36,9 +36,9 @@ CHANNELS = 8
 CALLS = 1200
 AT_ONCE = 32
 
-THREADS = {"preprocess_svc": 8, "postprocess_svc": 7, "gateway.worker": 4, "gateway.control": 4}
+THREADS = {"preprocess_svc": 10, "postprocess_svc": 9, "gateway.worker": 4, "gateway.control": 4}
 """The main one, gRPC's poller, the exporter of spans, what answers scrapes, the one that runs ops,
-and in the stages those that described the ops of three pipelines. gRPC's other threads have names
+and in the stages those that described the ops of five pipelines. gRPC's other threads have names
 of their own."""
 
 

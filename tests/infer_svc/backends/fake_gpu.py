@@ -22,7 +22,7 @@ from infer_svc.backends.onnxruntime import load_onnxruntime
 from infer_svc.backends.shapes import profiles_of
 from infer_svc.backends.trt_api import Tensor
 from infer_svc.backends.trt_log import Lines
-from mesh.tensor import NUMPY_DTYPES, Tensors
+from mesh.tensor import NUMPY_DTYPES, Tensors, TensorSpec
 
 Op = Callable[[], None]
 
@@ -166,6 +166,24 @@ class FakeLibcuda:
     def cuMemcpyDtoHAsync_v2(self, target: Any, source: Any, size: Any, stream: Any) -> int:
         return self._copy("to_host", target, source, size, stream)
 
+    def cuMemcpyDtoDAsync_v2(self, target: Any, source: Any, size: Any, stream: Any) -> int:
+        return self._copy("on_device", target, source, size, stream)
+
+    def cuMemcpy2DAsync_v2(self, what: Any, stream: Any) -> int:
+        given = what._obj
+        for line in range(given.Height):
+            target = given.dstDevice + line * given.dstPitch
+            source = given.srcDevice + line * given.srcPitch
+            self._copy("lines", target, source, given.WidthInBytes, stream)
+        return self.state
+
+    def cuMemsetD8Async(self, address: Any, value: int, size: Any, stream: Any) -> int:
+        def fill() -> None:
+            ctypes.memset(address, value, size)
+
+        FakeStream.by_handle[stream].put(fill)
+        return self.state
+
     def cuMemHostRegister_v2(self, address: Any, size: Any, flags: int) -> int:
         if self.fail_register:
             return self.fail_register
@@ -257,7 +275,10 @@ class FakeExecution:
             return self._shapes[name]
         declared = self._engine.shapes[name]
         first = next(iter(self._shapes.values()))
-        return tuple(first[axis] if dim == -1 else dim for axis, dim in enumerate(declared))
+        return tuple(
+            first[min(axis, len(first) - 1)] if dim == -1 else dim
+            for axis, dim in enumerate(declared)
+        )
 
     def execute_async_v3(self, stream: int) -> bool:
         if self._engine.refuse():
@@ -301,6 +322,12 @@ class FakeEngine:
         ]
         self.shapes = {tensor.name: tensor.shape for tensor in self.tensors}
         self.refuse: Callable[[], bool] = lambda: False
+
+    def inputs(self) -> list[TensorSpec]:
+        """Return the inputs as the file declares them."""
+        return [
+            TensorSpec(tensor.name, "", tensor.shape) for tensor in self.tensors if tensor.is_input
+        ]
 
     def get_tensor_profile_shape(self, name: str, index: int) -> Any:
         return self.profiles[index].get(name, (self.shapes[name],) * 3)

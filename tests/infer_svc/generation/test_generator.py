@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infer_svc.config import read_config
+from infer_svc.backends.machine import Machine
+from infer_svc.config import Instances, ModelConfig, read_config
+from infer_svc.generation.engines import ENCODER, STEP
 from infer_svc.generation.generator import (
-    ENCODER,
     INPUTS,
     OUTPUTS,
-    STEP,
     Generator,
     open_generator,
     with_tensors,
@@ -31,6 +31,14 @@ from tests.conftest import eventually
 from tests.infer_svc.generation.networks import BART, GPT2, GPT2_LENGTH, bart_graphs
 
 SLOTS = 2
+
+
+def model_config(name: str) -> ModelConfig:
+    """Return what a config.pbtxt says that has nothing but the slots."""
+    return ModelConfig(
+        name, "onnxruntime", "", 0, INPUTS, OUTPUTS, (Instances(),), None, (), decoupled=True,
+        slots=SLOTS,
+    )  # fmt: skip
 
 
 def write_version(folder: Path, name: str, config: dict[str, object]) -> Path:
@@ -53,7 +61,8 @@ async def opened(
 ) -> AsyncIterator[tuple[Generator, ModelMetrics]]:
     served = ModelMetrics(name, 1, 0)
     version = write_version(folder / "1", name, config)
-    generator = open_generator(name, version, SLOTS, 1, served, asyncio.get_running_loop())
+    loop = asyncio.get_running_loop()
+    generator = open_generator(model_config(name), version, Machine(), served, loop)
     yield generator, served
     await asyncio.to_thread(generator.close)
 
@@ -180,7 +189,7 @@ async def test_file_that_is_no_step_is_refused(tmp_path: Path) -> None:
     (version / ENCODER).unlink()
     loop = asyncio.get_running_loop()
     with pytest.raises(SettingsError, match="wanted caches"):
-        open_generator("m", version, SLOTS, 1, ModelMetrics("m", 1, 0), loop)
+        open_generator(model_config("m"), version, Machine(), ModelMetrics("m", 1, 0), loop)
 
 
 def test_config_has_the_tensors_of_every_model_that_generates(tmp_path: Path) -> None:

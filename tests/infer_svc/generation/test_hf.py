@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from infer_svc.backends.machine import Machine
 from infer_svc.generation.__main__ import main
-from infer_svc.generation.generator import ENCODER, STEP, open_generator
+from infer_svc.generation.engines import ENCODER, STEP
+from infer_svc.generation.generator import open_generator
 from infer_svc.generation.hf import Wanted, import_folder
 from infer_svc.generation.settings import read_generation_config
 from infer_svc.metrics import ModelMetrics
@@ -59,7 +60,7 @@ async def test_folder_is_served_and_says_what_transformers_says(
     config = load_model(root / "m", Machine()).config
     assert (config.decoupled, config.slots) == (True, 3)
     loop, served = asyncio.get_running_loop(), ModelMetrics("m", 1, 0)
-    generator = open_generator("m", root / "m/1", config.slots, 1, served, loop)
+    generator = open_generator(config, root / "m/1", Machine(), served, loop)
     assert generator.metrics.gauges["cache_bytes"]() == made.cache_bytes
     call = Call('{"max_tokens": 9}')
     await call.run(generator, network.given[1])

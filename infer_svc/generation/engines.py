@@ -1,0 +1,109 @@
+"""Networks of a model that generates, on the CPU or on a GPU."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from infer_svc.backends.cuda import device
+from infer_svc.backends.machine import Machine
+from infer_svc.backends.tensorrt import TensorRTEngine, tensorrt_api
+from infer_svc.backends.trt_build import Profile, Range
+from infer_svc.build.order import declared_inputs
+from infer_svc.config import ModelConfig
+from infer_svc.generation.stepper import OrtStepper, Stepper
+from infer_svc.generation.tensorrt_stepper import PIECES, TensorRTStepper
+from infer_svc.repository import places
+from mesh.errors import SettingsError
+from mesh.tensor import TensorSpec
+
+STEP, ENCODER = "step.onnx", "encoder.onnx"
+"""Files of a version."""
+
+
+def open_stepper(version: Path, config: ModelConfig, machine: Machine) -> Stepper:
+    """Load the networks of a version.
+
+    Args:
+        version: its folder.
+        config: of the model.
+        machine: what it may use.
+
+    Raises:
+        SettingsError: a file is missing or broken, or the config wants what cannot be had.
+        EngineError: an engine cannot be built, or the GPU fails.
+        DeviceLost: only a new process helps.
+    """
+    encoder = version / ENCODER
+    if config.backend == "onnxruntime":
+        found = encoder if encoder.exists() else None
+        return OrtStepper(version / STEP, config.slots, found, machine.threads)
+    if config.backend != "tensorrt":
+        raise SettingsError(
+            f"model {config.name!r} wants the backend {config.backend!r}, which does not generate"
+        )
+    gpus = [gpu for gpu in places(config) if gpu is not None]
+    if len(gpus) != 1:
+        raise SettingsError(
+            f"model {config.name!r} wants the GPUs {gpus}, but generates on one of a process; name "
+            "one in its instance_group, or start a process for each with `trtmesh up --gpu-each`"
+        )
+    inputs = declared_inputs(version / STEP)
+    step = _engine(version, config, gpus[0], machine, STEP, step_profiles(inputs, config.slots))
+    if not encoder.exists():
+        return TensorRTStepper(device(gpus[0]), step, None, config.slots, machine)
+    longest = next(spec.shape[2] for spec in inputs if spec.name.startswith("xk_"))
+    profiles = encoder_profiles(config.lengths, longest)
+    made = _engine(version, config, gpus[0], machine, ENCODER, profiles)
+    return TensorRTStepper(device(gpus[0]), step, made, config.slots, machine)
+
+
+def step_profiles(inputs: Sequence[TensorSpec], slots: int) -> list[Profile]:
+    """Return what a step is built for: one id of each of some slots, and pieces of one slot.
+
+    Args:
+        inputs: as the ONNX file declares them.
+        slots: of the caches.
+    """
+    longest = PIECES[0]
+    return [
+        {spec.name: _range(spec, rows, tokens) for spec in inputs if -1 in spec.shape}
+        for rows, tokens in (((1, slots, slots), (1, 1, 1)), ((1, 1, 1), (1, longest, longest)))
+    ]
+
+
+def encoder_profiles(lengths: Sequence[int], longest: int) -> list[Profile]:
+    """Return what an encoder is built for: each length alone, and the longest.
+
+    Args:
+        lengths: that the config names.
+        longest: source that a slot holds.
+    """
+    sizes = sorted({longest, *(length for length in lengths if length < longest)})
+    return [{name: ((1, size),) * 3 for name in ("input_ids", "attention_mask")} for size in sizes]
+
+
+def _engine(
+    version: Path,
+    config: ModelConfig,
+    gpu: int,
+    machine: Machine,
+    file: str,
+    profiles: Sequence[Profile],
+) -> TensorRTEngine:
+    if machine.builds is None:
+        raise SettingsError(f"model {config.name!r} wants TensorRT, this process has no engines")
+    one = replace(config, filename=file)
+    engine = machine.builds.engine_for(version / file, one, gpu, profiles)
+    kernels = machine.builds.kernels_file(engine, gpu)
+    return TensorRTEngine(tensorrt_api(), device(gpu), engine.plan, machine, kernels)
+
+
+def _range(spec: TensorSpec, rows: tuple[int, ...], tokens: tuple[int, ...]) -> Range:
+    least, best, most = (
+        tuple(
+            size if size != -1 else tokens[at] if axis else rows[at]
+            for axis, size in enumerate(spec.shape)
+        )
+        for at in range(3)
+    )
+    return least, best, most

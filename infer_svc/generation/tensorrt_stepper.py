@@ -1,0 +1,438 @@
+"""Steps by TensorRT: caches stay on the GPU, and so does each row's next token."""
+
+import logging
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infer_svc.backends.contexts import Contexts
+from infer_svc.backends.cuda import Block, Device, Stream, address_of
+from infer_svc.backends.machine import Machine
+from infer_svc.backends.ptx import KERNELS, launch
+from infer_svc.backends.shapes import rungs
+from infer_svc.backends.tensorrt import TensorRTEngine
+from infer_svc.backends.tensorrt_context import WARM_RUNS
+from infer_svc.generation.stepper import CACHE, CROSSED
+from mesh.errors import EngineError
+from mesh.tensor import NUMPY_DTYPES, Array, TensorSpec
+
+log = logging.getLogger(__name__)
+
+AHEAD = 2
+"""While the tokens of one step are handed over, the next one runs."""
+PIECES = (64, 16, 4, 1)
+"""Numbers of ids that are read at a time."""
+STAGES = 32
+"""Pieces that may be on their way to the GPU."""
+WRITE, READ = 0, 1
+"""Profiles of the step's engine."""
+ALIGNED = 256
+"""TensorRT wants each tensor at a multiple of so many bytes."""
+START, COUNT, XLEN = 64, 96, 128
+"""Elements of a piece's memory where what goes with the ids lies, each aligned."""
+ID = np.dtype(np.int64)
+
+
+@dataclass(eq=False)
+class _Stage:
+    """Pinned memory for what goes to the GPU, and an event after which it may be written anew."""
+
+    numbers: Array
+    event: Any
+    used: bool = False
+
+
+@dataclass(eq=False)
+class Taken:
+    """What a step brought."""
+
+    best: Any
+    top: Any
+    stepper: "TensorRTStepper"
+
+    def logits(self, row: int) -> NDArray[np.floating[Any]]:
+        """Return the logits of a row, if no step was put since."""
+        return self.stepper.logits(row)
+
+
+@dataclass(eq=False)
+class _Step:
+    """A step under way."""
+
+    stage: _Stage
+    """Its last two lines are the best tokens and their logits."""
+    top: Array
+    rows: int = 0
+    done: Any = field(default=None)
+
+
+class TensorRTStepper:
+    """Steps on one GPU. Everything is allocated here; a step allocates and frees nothing.
+
+    A slot's caches are a row of one block for each layer's keys and values, so that the first slots
+    are a batch without copies. The engine writes into them in place. Shapes have a context each.
+
+    Args:
+        gpu: that runs them.
+        step: engine of the decoder's step, with the profiles of `step_profiles`.
+        encoder: engine with the profiles of `encoder_profiles`; None: there is none.
+        slots: of the caches.
+        machine: how it is run.
+
+    Raises:
+        EngineError: there is no memory, or the GPU fails.
+    """
+
+    ahead = AHEAD
+
+    def __init__(
+        self,
+        gpu: Device,
+        step: TensorRTEngine,
+        encoder: TensorRTEngine | None,
+        slots: int,
+        machine: Machine,
+    ) -> None:
+        self.slots = slots
+        self._gpu, self._library, self._faults = gpu, gpu.library, machine.faults
+        self._engines = [step] if encoder is None else [step, encoder]
+        inputs = {spec.name: spec for spec in step.inputs}
+        self._rows = {
+            name: spec for name, spec in inputs.items() if name.startswith((*CACHE, *CROSSED))
+        }
+        self.length = _longest(self._rows, CACHE)
+        self.source_length = _longest(self._rows, CROSSED)
+        self._outputs = {spec.name: spec for spec in step.outputs}
+        self.vocabulary = self._outputs["logits"].shape[-1]
+        self._row_bytes = {name: _row_bytes(spec) for name, spec in self._rows.items()}
+        if any(size % ALIGNED for size in self._row_bytes.values()):
+            raise EngineError(
+                f"caches of {self._row_bytes} bytes a slot came, wanted multiples of {ALIGNED}; "
+                "give the model an even length"
+            )
+        self._source_counts = [0] * slots
+        self.cache_bytes = slots * sum(self._row_bytes.values())
+        self._widths = rungs(slots)
+        self._under_way: deque[_Step] = deque()
+        self._blocks: dict[str, Block] = {}
+        self._contexts: list[Contexts] = []
+        self._steps: deque[_Step] = deque()
+        self._stages: deque[_Stage] = deque()
+        self._logits: Any = None
+        with gpu.current():
+            self._stream: Any = Stream(gpu.driver)
+        try:
+            with gpu.current():
+                self._open(step, encoder, machine)
+        except EngineError as err:
+            gpu.examine(err, self._stream.handle)
+            self.close()
+            raise
+
+    def begin(self, slot: int, source: Sequence[int]) -> None:
+        """Queue the encoder, if there is one, and the copies of what it makes to the slot."""
+        if self._encoder is None:
+            return
+        with self._gpu.current():
+            length = next(size for size in self._lengths if size >= len(source))
+            count = len(source)
+            stage = self._stage()
+            stage.numbers[:length] = 0
+            stage.numbers[:count] = source
+            stage.numbers[length : length + count] = 1
+            stage.numbers[length + count : 2 * length] = 0
+            stage.numbers[2 * length] = self._source_counts[slot] = count
+            self._upload("input_ids", stage, 0, length)
+            self._upload("attention_mask", stage, length, length)
+            self._upload("xlen", stage, 2 * length, 1, at=slot)
+            self._mark(stage)
+            self._encoder.run(length)
+            for name in self._rows:
+                if name.startswith(CROSSED):
+                    self._place(name, slot, length)
+
+    def read(self, slot: int, ids: Sequence[int], start: int) -> None:
+        """Queue ids of a slot, in pieces of sizes that have a context."""
+        with self._gpu.current():
+            while ids:
+                size = next(
+                    size
+                    for size in PIECES
+                    if size <= len(ids) or (size < 2 * len(ids) and start + size <= self.length)
+                )
+                piece, ids = ids[:size], ids[size:]
+                stage = self._stage()
+                numbers = stage.numbers
+                numbers[:size] = 0
+                numbers[: len(piece)] = piece
+                numbers[START], numbers[COUNT] = start, len(piece)
+                numbers[XLEN] = self._source_counts[slot]
+                self._upload("piece", stage, 0, XLEN + 1)
+                self._mark(stage)
+                self._step.run((READ, size), self._piece_addresses(slot))
+                start += len(piece)
+
+    def put(self, ids: Sequence[int | None], start: Sequence[int]) -> None:
+        """Queue a step, and the copies of its tokens to the host and to where the next has its."""
+        rows = len(ids)
+        width = next(width for width in self._widths if width >= rows)
+        with self._gpu.current():
+            self._faults.at("enqueue")
+            step = self._steps[0]
+            self._steps.rotate(-1)
+            numbers, slots = step.stage.numbers, self.slots
+            numbers[:rows] = start
+            numbers[rows:width] = 0
+            self._upload("start", step.stage, 0, width)
+            for first, known in _runs(ids):
+                begin = slots + first
+                numbers[begin : begin + len(known)] = known
+                self._upload("ids", step.stage, begin, len(known), at=first)
+            self._step.run((WRITE, width))
+            handle, best = self._stream.handle, self._blocks["best"].address
+            self._library.copy(self._blocks["ids"].address, best, width * ID.itemsize, handle)
+            home = address_of(numbers) + 2 * slots * ID.itemsize
+            self._library.to_host(home, best, rows * ID.itemsize, handle)
+            top = self._blocks["top"].address
+            self._library.to_host(address_of(step.top), top, rows * step.top.itemsize, handle)
+            for kernel in KERNELS:
+                if self._faults.hits(kernel):
+                    launch(self._gpu.driver, kernel, self._stream)
+            step.stage.event.record(self._stream.pycuda)
+            step.rows = rows
+            self._under_way.append(step)
+
+    def take(self) -> Taken:
+        """Sleep until the oldest step is done."""
+        step = self._under_way.popleft()
+        try:
+            with self._gpu.current():
+                step.stage.event.synchronize()
+                self._faults.at("sync")
+        except EngineError as err:
+            self._gpu.examine(err, self._stream.handle)
+            raise
+        best = step.stage.numbers[2 * self.slots : 2 * self.slots + step.rows]
+        return Taken(best, step.top[: step.rows], self)
+
+    def logits(self, row: int) -> NDArray[np.floating[Any]]:
+        """Return the logits of a row of the last step that was put."""
+        item = self._logits.itemsize * self.vocabulary
+        with self._gpu.current():
+            source = self._blocks["logits"].address + row * item
+            self._library.to_host(address_of(self._logits), source, item, self._stream.handle)
+            self._stream.wait()
+        logits: NDArray[np.floating[Any]] = self._logits
+        return logits
+
+    def move(self, source: int, target: int) -> None:
+        """Queue the copies of a slot, of its next token too."""
+        with self._gpu.current():
+            sizes = {**self._row_bytes, "ids": ID.itemsize}
+            if self._encoder is not None:
+                sizes["xlen"] = ID.itemsize
+                self._source_counts[target] = self._source_counts[source]
+            for name, size in sizes.items():
+                base = self._blocks[name].address
+                self._library.copy(
+                    base + target * size, base + source * size, size, self._stream.handle
+                )
+
+    def reset(self) -> None:
+        """Wait until nothing runs any more, and make the contexts anew that ran last."""
+        self._under_way.clear()
+        try:
+            with self._gpu.current():
+                self._stream.wait()
+                for contexts in self._contexts:
+                    contexts.rebuild()
+        except EngineError as err:
+            self._gpu.examine(err, self._stream.handle)
+            log.exception("contexts cannot be made anew")
+
+    def close(self) -> None:
+        """Give back the memory of the GPU; nothing runs any more."""
+        with self._gpu.current():
+            while self._contexts:
+                self._contexts.pop().free()
+            while self._blocks:
+                self._blocks.popitem()[1].free()
+            # No reference may stay: PyCUDA ends its objects only where the context is current.
+            self._steps.clear()
+            self._stages.clear()
+            self._under_way.clear()
+            self._stream = self._logits = None
+        for engine in self._engines:
+            engine.close()
+
+    def _open(self, step: TensorRTEngine, encoder: TensorRTEngine | None, machine: Machine) -> None:
+        dtype = np.dtype(NUMPY_DTYPES[self._outputs["logits"].dtype])
+        sizes = {name: self.slots * size for name, size in self._row_bytes.items()}
+        sizes |= dict.fromkeys(("ids", "start", "count", "xlen", "best"), self.slots * ID.itemsize)
+        sizes["piece"] = (XLEN + 1) * ID.itemsize
+        sizes["top"] = self.slots * dtype.itemsize
+        sizes["logits"] = self.slots * self.vocabulary * dtype.itemsize
+        sizes |= {"unread best": ALIGNED, "unread top": ALIGNED}
+        sizes["unread logits"] = self.vocabulary * dtype.itemsize
+        self._allocate(sizes)
+        self._logits = self._pinned(self.vocabulary, dtype)
+        for _ in range(AHEAD + 1):
+            stage = self._new_stage(3 * self.slots)
+            self._steps.append(_Step(stage, self._pinned(self.slots, dtype)))
+        for _ in range(STAGES):
+            self._stages.append(self._new_stage(max(2 * self.source_length, XLEN) + 1))
+        self._step = self._new_contexts(step, machine)
+        self._encoder = self._new_contexts(encoder, machine) if encoder is not None else None
+        self._fill("count", 1)
+        self._make_steps()
+        if encoder is not None:
+            self._make_encoder(encoder)
+        self._warm_up()
+        for engine in self._engines:
+            engine.settle()
+
+    def _make_steps(self) -> None:
+        specs = [spec for spec in self._engines[0].inputs]
+        for width in self._widths:
+            shapes = {spec.name: _sized(spec, width, 1) for spec in specs}
+            self._step.make((WRITE, width), WRITE, shapes, self._addresses())
+        for size in (size for size in PIECES if size <= self.length):
+            shapes = {spec.name: _sized(spec, 1, size) for spec in specs}
+            # Its addresses change with the slot, and a graph would be made anew each time.
+            self._step.make((READ, size), READ, shapes, self._piece_addresses(0), graphs=False)
+
+    def _make_encoder(self, encoder: TensorRTEngine) -> None:
+        assert self._encoder is not None
+        self._lengths = self._encoder.lengths("input_ids")
+        longest = self._lengths[-1]
+        self._allocate({
+            **dict.fromkeys(("input_ids", "attention_mask"), longest * ID.itemsize),
+            **{
+                f"made {spec.name}": _row_bytes(spec, longest) for spec in encoder.outputs
+            },
+        })  # fmt: skip
+        addresses = {name: self._blocks[name].address for name in ("input_ids", "attention_mask")}
+        addresses |= {
+            spec.name: self._blocks[f"made {spec.name}"].address for spec in encoder.outputs
+        }
+        for profile, length in enumerate(self._lengths):
+            shapes = {name: (1, length) for name in ("input_ids", "attention_mask")}
+            self._encoder.make(length, profile, shapes, addresses)
+
+    def _warm_up(self) -> None:
+        """Run every shape: the first run of one takes up to a second."""
+        for _ in range(WARM_RUNS):
+            for length in self._lengths if self._encoder is not None else ():
+                self.begin(0, [0] * length)
+            for size in (size for size in PIECES if size <= self.length):
+                self.read(0, [0] * size, 0)
+            for width in self._widths:
+                self.put([0] * width, [0] * width)
+                self.take()
+        self._stream.wait()
+        self._step.capture()
+
+    def _addresses(self) -> dict[str, int]:
+        """Return where a step of the first slots has its tensors."""
+        at = {name: block.address for name, block in self._blocks.items()}
+        return at | {f"{name}_out": at[name] for name in self._rows if name.startswith(CACHE)}
+
+    def _piece_addresses(self, slot: int) -> dict[str, int]:
+        """Return where a step that reads ids of a slot has its tensors."""
+        at = {name: block.address for name, block in self._blocks.items()}
+        found = {name: at[name] + slot * size for name, size in self._row_bytes.items()}
+        found |= {f"{name}_out": place for name, place in found.items() if name.startswith(CACHE)}
+        # What it says is not wanted, and must not be where the rows say it that are under way.
+        found |= {name: at[f"unread {name}"] for name in ("logits", "best", "top")}
+        places = {"ids": 0, "start": START, "count": COUNT, "xlen": XLEN}
+        return found | {name: at["piece"] + place * ID.itemsize for name, place in places.items()}
+
+    def _place(self, name: str, slot: int, length: int) -> None:
+        """Queue the copy of an encoder's output [H, length, D] into a slot's row [H, E, D]."""
+        _, heads, room, size = self._rows[name].shape
+        line = size * np.dtype(NUMPY_DTYPES[self._rows[name].dtype]).itemsize
+        target = self._blocks[name].address + slot * self._row_bytes[name]
+        self._library.copy_lines(
+            target, room * line, self._blocks[f"made {name}"].address, length * line,
+            length * line, heads, self._stream.handle,
+        )  # fmt: skip
+
+    def _stage(self) -> _Stage:
+        """Return pinned memory that nothing is copied from any more."""
+        stage = self._stages[0]
+        self._stages.rotate(-1)
+        if stage.used:
+            stage.event.synchronize()
+        return stage
+
+    def _mark(self, stage: _Stage) -> None:
+        stage.used = True
+        stage.event.record(self._stream.pycuda)
+
+    def _upload(self, name: str, stage: _Stage, begin: int, count: int, at: int = 0) -> None:
+        """Queue the copy of some numbers of a stage to a block, from an element of it on."""
+        source = address_of(stage.numbers) + begin * ID.itemsize
+        target = self._blocks[name].address + at * ID.itemsize
+        self._library.to_device(target, source, count * ID.itemsize, self._stream.handle)
+
+    def _fill(self, name: str, value: int) -> None:
+        stage = self._steps[0].stage
+        stage.numbers[: self.slots] = value
+        self._upload(name, stage, 0, self.slots)
+        self._stream.wait()
+
+    def _allocate(self, sizes: Mapping[str, int]) -> None:
+        """Allocate blocks of zeros: no bits may be a NaN, which no mask makes harmless."""
+        for name, size in sizes.items():
+            block = self._blocks[name] = Block(self._gpu, size)
+            self._library.zero(block.address, block.size, self._stream.handle)
+
+    def _pinned(self, count: int, dtype: np.dtype[Any]) -> Array:
+        driver = self._gpu.driver
+        memory: Array = driver.pagelocked_empty(
+            count, dtype, mem_flags=driver.host_alloc_flags.PORTABLE
+        )
+        return memory
+
+    def _new_stage(self, count: int) -> _Stage:
+        driver = self._gpu.driver
+        event = driver.Event(driver.event_flags.BLOCKING_SYNC)
+        return _Stage(self._pinned(count, ID), event)
+
+    def _new_contexts(self, engine: TensorRTEngine, machine: Machine) -> Contexts:
+        self._contexts.append(made := engine.contexts(self._stream, machine))
+        return made
+
+
+def _longest(rows: Mapping[str, TensorSpec], names: tuple[str, ...]) -> int:
+    found = [spec.shape[2] for name, spec in rows.items() if name.startswith(names)]
+    return found[0] if found else 0
+
+
+def _row_bytes(spec: TensorSpec, open_size: int = 1) -> int:
+    """Return the bytes of one row, with a size for what is left open."""
+    sizes = [open_size if size == -1 else size for size in spec.shape[1:]]
+    return int(np.prod(sizes)) * NUMPY_DTYPES[spec.dtype].itemsize
+
+
+def _sized(spec: TensorSpec, rows: int, tokens: int) -> tuple[int, ...]:
+    return tuple(
+        size if size != -1 else tokens if axis else rows for axis, size in enumerate(spec.shape)
+    )
+
+
+def _runs(ids: Sequence[int | None]) -> list[tuple[int, list[int]]]:
+    """Return the known ids that follow each other, with the first row of each run."""
+    found: list[tuple[int, list[int]]] = []
+    for row, key in enumerate(ids):
+        if key is None:
+            continue
+        if found and found[-1][0] + len(found[-1][1]) == row:
+            found[-1][1].append(key)
+        else:
+            found.append((row, [key]))
+    return found
