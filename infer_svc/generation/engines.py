@@ -10,7 +10,7 @@ from infer_svc.backends.tensorrt import TensorRTEngine, tensorrt_api
 from infer_svc.backends.trt_build import Profile, Range
 from infer_svc.build.order import declared_inputs
 from infer_svc.config import ModelConfig
-from infer_svc.generation.stepper import OrtStepper, Stepper
+from infer_svc.generation.stepper import CACHE, OrtStepper, Stepper
 from infer_svc.generation.tensorrt_stepper import PIECES, TensorRTStepper
 from infer_svc.repository import places
 from mesh.errors import SettingsError
@@ -48,7 +48,7 @@ def open_stepper(version: Path, config: ModelConfig, machine: Machine) -> Steppe
             "one in its instance_group, or start a process for each with `trtmesh up --gpu-each`"
         )
     inputs = declared_inputs(version / STEP)
-    step = _engine(version, config, gpus[0], machine, STEP, step_profiles(inputs, config.slots))
+    step = _engine(version, config, gpus[0], machine, STEP, [step_profile(inputs, config.slots)])
     if not encoder.exists():
         return TensorRTStepper(device(gpus[0]), step, None, config.slots, machine)
     longest = next(spec.shape[2] for spec in inputs if spec.name.startswith("xk_"))
@@ -57,18 +57,18 @@ def open_stepper(version: Path, config: ModelConfig, machine: Machine) -> Steppe
     return TensorRTStepper(device(gpus[0]), step, made, config.slots, machine)
 
 
-def step_profiles(inputs: Sequence[TensorSpec], slots: int) -> list[Profile]:
-    """Return what a step is built for: one id of each of some slots, and pieces of one slot.
+def step_profile(inputs: Sequence[TensorSpec], slots: int) -> Profile:
+    """Return what a step is built for: best for one id of each slot, and for pieces of a text too.
+
+    One profile for both: TensorRT-RTX 1.5 builds no such graph with two.
 
     Args:
         inputs: as the ONNX file declares them.
         slots: of the caches.
     """
-    longest = PIECES[0]
-    return [
-        {spec.name: _range(spec, rows, tokens) for spec in inputs if -1 in spec.shape}
-        for rows, tokens in (((1, slots, slots), (1, 1, 1)), ((1, 1, 1), (1, longest, longest)))
-    ]
+    cache = next(spec.shape[2] for spec in inputs if spec.name.startswith(CACHE))
+    rows, tokens = (1, slots, slots), (1, 1, min(PIECES[0], cache))
+    return {spec.name: _range(spec, rows, tokens) for spec in inputs if -1 in spec.shape}
 
 
 def encoder_profiles(lengths: Sequence[int], longest: int) -> list[Profile]:

@@ -28,8 +28,8 @@ PIECES = (64, 16, 4, 1)
 """Numbers of ids that are read at a time."""
 STAGES = 32
 """Pieces that may be on their way to the GPU."""
-WRITE, READ = 0, 1
-"""Profiles of the step's engine."""
+WRITE, READ = "write", "read"
+"""Kinds of contexts of a step: one id of each row, or a piece of one row."""
 ALIGNED = 256
 """TensorRT wants each tensor at a multiple of so many bytes."""
 START, COUNT, XLEN = 64, 96, 128
@@ -78,7 +78,7 @@ class TensorRTStepper:
 
     Args:
         gpu: that runs them.
-        step: engine of the decoder's step, with the profiles of `step_profiles`.
+        step: engine of the decoder's step, with the profile of `step_profile`.
         encoder: engine with the profiles of `encoder_profiles`; None: there is none.
         slots: of the caches.
         machine: how it is run.
@@ -299,11 +299,11 @@ class TensorRTStepper:
         specs = [spec for spec in self._engines[0].inputs]
         for width in self._widths:
             shapes = {spec.name: _sized(spec, width, 1) for spec in specs}
-            self._step.make((WRITE, width), WRITE, shapes, self._addresses())
+            self._step.make((WRITE, width), 0, shapes, self._addresses())
         for size in (size for size in PIECES if size <= self.length):
             shapes = {spec.name: _sized(spec, 1, size) for spec in specs}
             # Its addresses change with the slot, and a graph would be made anew each time.
-            self._step.make((READ, size), READ, shapes, self._piece_addresses(0), graphs=False)
+            self._step.make((READ, size), 0, shapes, self._piece_addresses(0), graphs=False)
 
     def _make_encoder(self, encoder: TensorRTEngine) -> None:
         assert self._encoder is not None

@@ -21,7 +21,7 @@ from infer_svc.generation.engines import (
     STEP,
     encoder_profiles,
     open_stepper,
-    step_profiles,
+    step_profile,
 )
 from infer_svc.generation.gpt2 import gpt2_step
 from infer_svc.generation.rules import Rules
@@ -51,7 +51,7 @@ class GenerationApi(FakeApi):
         engine = super().load(plan)
         specs = engine.inputs()
         engine.profiles = (
-            step_profiles(specs, self.slots)
+            [step_profile(specs, self.slots)]
             if len(specs) > 2
             else encoder_profiles(LENGTHS, SOURCE)
         )
