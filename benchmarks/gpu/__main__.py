@@ -16,7 +16,7 @@ from benchmarks.gpu.served import show
 from infer_svc.backends.cuda import visible_gpus
 from mesh.process import tune
 
-PARTS = ("inside", "reference", "recovery", "start", "through", "two")
+PARTS = ("inside", "reference", "recovery", "start", "generate", "through", "two")
 
 
 def main(parts: list[str]) -> None:

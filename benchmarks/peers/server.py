@@ -20,7 +20,11 @@ class ServerFailed(Exception):
 
 @contextmanager
 def running(
-    command: list[str], environment: Mapping[str, str], log: Path, ready: Callable[[], bool]
+    command: list[str],
+    environment: Mapping[str, str],
+    log: Path,
+    ready: Callable[[], bool],
+    limit_s: float = START_LIMIT_S,
 ) -> Iterator[int]:
     """Run a server for the body of a `with`; give its process id once it is ready.
 
@@ -29,6 +33,7 @@ def running(
         environment: variables beside this process's own.
         log: where its output goes.
         ready: asked again and again.
+        limit_s: for that.
 
     Raises:
         ServerFailed: it ended, or was not ready in time.
@@ -40,7 +45,7 @@ def running(
             stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
     try:
-        _wait(process, ready, log)
+        _wait(process, ready, log, limit_s)
         yield process.pid
     finally:
         _stop(process)
@@ -53,8 +58,10 @@ def listens(port: int) -> bool:
     return False
 
 
-def _wait(process: subprocess.Popen[bytes], ready: Callable[[], bool], log: Path) -> None:
-    end = time.monotonic() + START_LIMIT_S
+def _wait(
+    process: subprocess.Popen[bytes], ready: Callable[[], bool], log: Path, limit_s: float
+) -> None:
+    end = time.monotonic() + limit_s
     while not ready():
         if process.poll() is not None or time.monotonic() > end:
             tail = log.read_text(errors="replace")[-1500:]

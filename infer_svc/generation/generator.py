@@ -75,6 +75,8 @@ class Generator:
         def tell_lost(reason: str) -> None:
             loop.call_soon_threadsafe(lost, reason)
 
+        self.stepper = stepper
+        """The scheduler's, whose thread calls it while a generation is under way."""
         self._scheduler = scheduler = Scheduler(stepper, loop, lost=tell_lost)
         self.metrics = GenerationMetrics(
             (name, str(version)),

@@ -416,11 +416,16 @@ async def test_shared_memory_stays_pinned_until_no_lane_reads_it(
     assert alive == [[]]
 
 
+def generation_threads() -> int:
+    return sum(thread.name == "generation" for thread in threading.enumerate())
+
+
 async def test_model_that_generates_is_served_beside_the_others(root: Path, tmp_path: Path) -> None:
     write_version(root / "speaks/1", "gpt2", {"max_new_tokens": 4})
     (root / "speaks/config.pbtxt").write_text("model_transaction_policy { decoupled: true }")
-    registry = CollectorRegistry()
+    registry, before = CollectorRegistry(), generation_threads()
     async with serving(root, registry) as handler:
+        assert generation_threads() == before + 1
         (spec,) = handler.describe([Target(name="speaks")])
         assert (spec.decoupled, spec.version) == (True, "1")
         assert [tensor.name for tensor in spec.inputs] == ["input_ids", "attention_mask"]
@@ -443,7 +448,7 @@ async def test_model_that_generates_is_served_beside_the_others(root: Path, tmp_
         assert tokens == 4
         assert registry.get_sample_value("nv_inference_request_success", labels) == 1
     assert registry.get_sample_value("mesh_generation_slots", labels) is None
-    assert "generation" not in [thread.name for thread in threading.enumerate()]
+    assert generation_threads() == before
 
 
 @pytest.mark.parametrize(

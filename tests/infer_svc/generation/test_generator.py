@@ -2,11 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,8 +136,19 @@ async def test_what_came_already_is_not_said_again(tmp_path: Path) -> None:
         assert call.tokens == GPT2.made[0][4:9]
 
 
-async def test_who_gives_up_is_counted_and_leaves_no_slot_in_use(tmp_path: Path) -> None:
+def slowly(call: Callable[..., None]) -> Callable[..., None]:
+    def slow(*arguments: Any) -> None:
+        time.sleep(0.02)
+        call(*arguments)
+
+    return slow
+
+
+async def test_who_gives_up_is_counted_and_leaves_no_slot_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with opened(tmp_path, "gpt2") as (generator, served):
+        monkeypatch.setattr(generator.stepper, "put", slowly(generator.stepper.put))
         busy = generator.metrics.gauges["busy"]
         for count in range(1, 4):
             call = Call()

@@ -2,7 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,13 @@ def opened(tmp_path: Path) -> Iterator[Open]:
         assert driver.leaked == []
 
 
+@asynccontextmanager
+async def scheduling(stepper: Stepper, **options: Any) -> AsyncIterator[Scheduler]:
+    scheduler = Scheduler(stepper, **options)
+    yield scheduler
+    await asyncio.to_thread(scheduler.close)
+
+
 async def say(scheduler: Scheduler, prompt: Prompt) -> list[int]:
     tokens: list[int] = []
     await scheduler.run(prompt, tokens.append)
@@ -130,17 +138,17 @@ async def test_gpt2_says_what_transformers_says(
 
 async def assert_gpt2(stepper: TensorRTStepper, seed: int) -> None:
     """Ask at random times for as many tokens as chance will have it."""
-    scheduler = Scheduler(stepper)
     chance = random.Random(seed)
 
-    async def ask(index: int) -> None:
+    async def ask(scheduler: Scheduler, index: int) -> None:
         await asyncio.sleep(chance.random() / 20)
         tokens = chance.randint(1, len(GPT2.made[index]))
         emitted = GPT2.made[index][: chance.randint(0, tokens - 1)]
         said = await say(scheduler, Prompt(GPT2.given[index], tokens, emitted=emitted))
         assert [*emitted, *said] == GPT2.made[index][:tokens]
 
-    await asyncio.gather(*(ask(number % 4) for number in range(40)))
+    async with scheduling(stepper) as scheduler:
+        await asyncio.gather(*(ask(scheduler, number % 4) for number in range(40)))
 
 
 @pytest.mark.parametrize("slots", [1, 4])
@@ -149,17 +157,17 @@ async def test_bart_says_what_transformers_says(opened: Open, slots: int) -> Non
 
 
 async def assert_bart(stepper: TensorRTStepper) -> None:
-    scheduler = Scheduler(stepper)
     begin, end = BART.config["decoder_start_token_id"], BART.config["eos_token_id"]
 
-    async def ask(index: int) -> None:
+    async def ask(scheduler: Scheduler, index: int) -> None:
         rules = Rules(frozenset([end]))
         said = await say(scheduler, Prompt([begin], 24, BART.given[index], rules=rules))
         wanted = BART.made[index]
         assert said == wanted[: len(said)]
         assert len(said) == 24 or wanted[len(said)] == end
 
-    await asyncio.gather(*(ask(number % 4) for number in range(12)))
+    async with scheduling(stepper) as scheduler:
+        await asyncio.gather(*(ask(scheduler, number % 4) for number in range(12)))
 
 
 async def test_tokens_are_those_of_the_seed_beside_greedy_ones(opened: Open) -> None:
@@ -167,12 +175,12 @@ async def test_tokens_are_those_of_the_seed_beside_greedy_ones(opened: Open) -> 
         Prompt(given, 12, sampling=Sampling(temperature=1.0, seed=7) if index % 2 else Sampling())
         for index, given in enumerate(GPT2.given)
     ]
-    model = gpt2_step(GPT2.config, GPT2.weights, GPT2_LENGTH, np.float32)
-    wanted = Scheduler(OrtStepper(model.SerializeToString(), 4))
-    expected = await asyncio.gather(*(say(wanted, prompt) for prompt in prompts))
-    scheduler = Scheduler(opened("gpt2", 4).stepper)
-    assert await asyncio.gather(*(say(scheduler, prompt) for prompt in prompts)) == expected
-    await asyncio.to_thread(wanted.close)
+    async with (
+        scheduling(ort_stepper(4)) as wanted,
+        scheduling(opened("gpt2", 4).stepper) as found,
+    ):
+        expected = await asyncio.gather(*(say(wanted, prompt) for prompt in prompts))
+        assert await asyncio.gather(*(say(found, prompt) for prompt in prompts)) == expected
 
 
 def ort_stepper(slots: int) -> OrtStepper:
@@ -297,4 +305,3 @@ async def test_on_a_gpu_it_says_what_transformers_says(tmp_path: Path, name: str
     before = device(0).usage.allocations
     await (assert_gpt2(stepper, 5) if name == "gpt2" else assert_bart(stepper))
     assert device(0).usage.allocations == before
-    stepper.close()
