@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from benchmarks.load.generating import summary
 from benchmarks.peers.server import running
+from benchmarks.peers.systems import Place, start_mesh
 from infer_svc.backends.cuda import device
 from infer_svc.backends.machine import Machine
 from infer_svc.build.builds import Builds
@@ -33,7 +33,6 @@ from infer_svc.generation.generator import Generator, open_generator, with_tenso
 from infer_svc.generation.settings import FILE
 from infer_svc.generation.tensorrt_stepper import TensorRTStepper
 from infer_svc.metrics import ModelMetrics
-from mesh.cli.up import wait_ready
 from mesh.item import Request
 from mesh.port import free_ports
 
@@ -44,6 +43,7 @@ SUMMARY = 20
 SECONDS = 6.0
 STEPS = 300
 CLIENTS, PROCESSES = 64, 8
+MESH = {"gateway": 5, "preprocess": 1, "infer": 1, "postprocess": 2}
 UP_S = 240.0
 VOCABULARY, WIDTH, LAYERS, HEADS, WIDE = 50265, 1024, 12, 16, 4096
 CONFIG = {
@@ -56,7 +56,8 @@ CONFIG = {
 
 async def measure(root: Path) -> dict[str, Any]:
     """Return the figures."""
-    folder = write(root / "generation")
+    place = Place(root / "generation")
+    folder = write(place.models)
     builds = Builds(root / "engines")
     began = time.perf_counter()
     config = with_tensors(read_config(folder))
@@ -75,7 +76,7 @@ async def measure(root: Path) -> dict[str, Any]:
     show(found, "alone", await alone(generator))
     show(found, "summaries", await summaries(generator))
     await asyncio.to_thread(generator.close)
-    show(found, "through", await asyncio.to_thread(through, root, folder.parent))
+    show(found, "through", await asyncio.to_thread(through, root, place))
     found["through_to_bare"] = round(
         found["through"]["tokens_per_s"] / found["bare"][f"{SLOTS}_rows_per_s"], 3
     )
@@ -239,27 +240,19 @@ async def summaries(generator: Generator) -> list[dict[str, Any]]:
     return found
 
 
-def through(root: Path, repository: Path) -> dict[str, Any]:
+def through(root: Path, place: Place) -> dict[str, Any]:
     """Return the rate of streaming clients through all services."""
     port = free_ports(1)[0]
-    command = [
-        sys.executable, "-m", "mesh.cli", "up", "--models", str(repository),
-        "--gateway", f"127.0.0.1:{port}", "--workers", "gateway=5", "preprocess=1", "postprocess=2",
-    ]  # fmt: skip
-    environment = {"INFER_ENGINE_CACHE": str(root / "engines"), "GATEWAY_METRICS_PORT": "0"}
-
-    def ready() -> bool:
-        with suppress(Exception):
-            return asyncio.run(wait_ready(f"127.0.0.1:{port}", 1.0))
-        return False
-
+    environment = {"INFER_ENGINE_CACHE": str(root / "engines")}
+    start = start_mesh(place, port, "mesh", MESH, environment)
+    assert start.ready is not None
     words = [
         sys.executable, "-m", "benchmarks.load.generating", f"127.0.0.1:{port}", "--pipeline",
         "large", "--clients", str(CLIENTS // PROCESSES), "--seconds", str(SECONDS),
         "--tokens", str(TOKENS), "--texts", " ".join(["w7"] * 32),
     ]  # fmt: skip
     with (
-        running(command, environment, root / "logs/generate.log", ready, UP_S),
+        running(start.command, start.environment, place.log("mesh"), start.ready, UP_S),
         ThreadPoolExecutor(PROCESSES) as pool,
     ):
         outputs = pool.map(
