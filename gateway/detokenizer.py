@@ -48,9 +48,16 @@ class Text:
         self._final = False
         self._tail: Array = _NO_IDS
         self._read_offset = 0
+        self.items = 0
+        """That carried its tokens."""
+        self.waited_s = 0.0
+        """For the answers to them."""
+        self._asked = 0.0
 
     def take(self) -> tuple[Array, int, list[int], bool]:
         """Return tail, read_offset, the ids that came since the last call, and whether all came."""
+        self.items += 1
+        self._asked = time.monotonic()
         new, self._new = self._new, []
         return self._tail, self._read_offset, new, self._final
 
@@ -69,6 +76,7 @@ class Text:
 
     def grow(self, piece: str, tail: Array, read_offset: int, *, stopped: bool, all_: bool) -> None:
         """Note what the ids of the last `take` brought."""
+        self.waited_s += time.monotonic() - self._asked
         if self.done.done():
             return
         self._tail, self._read_offset = tail, read_offset

@@ -3,17 +3,21 @@
 import asyncio
 import json
 import secrets
+import time
 from typing import Any
 
 import numpy as np
+from opentelemetry.trace import Tracer
 
 from gateway.detokenizer import Detokenizer, Text
+from gateway.metrics import RESUMED
 from gateway.pipeline import Pipeline, Stages
 from gateway.stage_call import call_stage
 from mesh.client import StageClient
 from mesh.errors import InvalidInput, MeshError
 from mesh.item import Reply, Request
 from mesh.lease import Lease
+from mesh.telemetry import child_of, is_sampled, write_span
 from mesh.tensor import bytes_tensor, pack, unpack
 from protos.mesh.v1.stage_pb2 import Target
 
@@ -31,10 +35,12 @@ class Generations:
 
     Args:
         stages: clients of the stages.
+        tracer: of the process.
     """
 
-    def __init__(self, stages: Stages) -> None:
+    def __init__(self, stages: Stages, tracer: Tracer) -> None:
         self._stages = stages
+        self._tracer = tracer
         self._detokenizers: dict[tuple[str, bytes], Detokenizer] = {}
 
     async def run(self, pipeline: Pipeline, request: Request) -> Reply:
@@ -56,10 +62,26 @@ class Generations:
             read = int(unpack(reply.context)["token_count"][0])
             model = Target(name=pipeline.config.model, parameters=parameters)
             generation = _Generation(request, self._detokenizer(pipeline.after), stop)
-            reason = await generation.run(infer, model, reply.payload, lease)
+            began = time.monotonic()
+            try:
+                reason = await generation.run(infer, model, reply.payload, lease)
+            finally:
+                self._trace(request, generation.text, began)
             return generation.last(reason, read)
         finally:
             lease.release()
+
+    def _trace(self, request: Request, text: Text, began: float) -> None:
+        """Make one span of all items that carried a generation's tokens among those of others."""
+        if is_sampled(request.trace):
+            write_span(
+                self._tracer, "detokenize", child_of(request.trace), request.trace,
+                started=began, ended=time.monotonic(),
+                attributes={
+                    "mesh.generation.items": text.items,
+                    "mesh.generation.waited_s": round(text.waited_s, 6),
+                },
+            )  # fmt: skip
 
     def _detokenizer(self, target: Target) -> Detokenizer:
         key = target.name, target.parameters
@@ -80,7 +102,7 @@ class _Generation:
     def __init__(self, request: Request, detokenizer: Detokenizer, stop: list[str]) -> None:
         self._request = request
         self._detokenizer = detokenizer
-        self._text = Text(stop, self._tell)
+        self.text = Text(stop, self._tell)
         self._pieces: list[str] = []
         self._tokens: list[int] = []
 
@@ -89,12 +111,12 @@ class _Generation:
         asked = asyncio.create_task(
             call_stage(
                 infer, self._request, model, payload, lease=lease, more=self._take,
-                resume=lambda: pack({"token_ids": np.array(self._tokens, np.int64)}),
+                resume=self._resume,
             )
         )  # fmt: skip
         asked.add_done_callback(self._end)
         try:
-            if await self._text.done:
+            if await self.text.done:
                 return STOP
             return bytes(unpack(asked.result().payload)["finish_reason"][0]).decode()
         finally:
@@ -123,11 +145,16 @@ class _Generation:
         }  # fmt: skip
         return reply
 
+    def _resume(self) -> bytes:
+        """Return what another replica has to know: the tokens that came."""
+        RESUMED.inc()
+        return pack({"token_ids": np.array(self._tokens, np.int64)})
+
     def _take(self, reply: Reply) -> None:
         token = int(unpack(reply.payload)["token_ids"][0])
         self._tokens.append(token)
-        self._text.add(token)
-        self._detokenizer.push(self._text)
+        self.text.add(token)
+        self._detokenizer.push(self.text)
 
     def _tell(self, piece: str) -> None:
         self._pieces.append(piece)
@@ -138,10 +165,10 @@ class _Generation:
         if asked.cancelled():
             return
         if (error := asked.exception()) is not None:
-            self._text.fail(error if isinstance(error, MeshError) else RuntimeError(repr(error)))
+            self.text.fail(error if isinstance(error, MeshError) else RuntimeError(repr(error)))
             return
-        self._text.end()
-        self._detokenizer.push(self._text)
+        self.text.end()
+        self._detokenizer.push(self.text)
 
 
 def read_options(text: bytes) -> tuple[list[str], bytes]:

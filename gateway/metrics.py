@@ -25,6 +25,7 @@ LIMIT = Gauge(
     "mesh_gateway_admission_limit", "Requests of a pipeline that may be under way", ["pipeline"]
 )
 INFLIGHT = Gauge("mesh_gateway_inflight", "Requests not answered yet")
+RESUMED = Counter("mesh_gateway_generations_resumed", "Generations that went on at another replica")
 LATE_TRACES = Counter(
     "mesh_gateway_late_traces",
     "Slow or failed requests whose trace was written afterwards, or dropped for their number",

@@ -5,6 +5,8 @@ import itertools
 import logging
 from pathlib import Path
 
+from opentelemetry.trace import NoOpTracer, Tracer
+
 from gateway.generation import Generations
 from gateway.pipeline import (
     GENERATE,
@@ -28,6 +30,7 @@ from mesh.item import Reply, Request
 from mesh.link import Link
 from protos.mesh.v1.stage_pb2 import Target
 
+NO_TRACER = NoOpTracer()
 HEALTH_EVERY_S = 0.2
 RETRY_EVERY = 25
 """Health rounds after which a pipeline that is not served is looked at again."""
@@ -41,14 +44,15 @@ class PipelineRunner:
     Args:
         root: the model repository.
         stages: clients of the stages.
+        tracer: of the process.
     """
 
-    def __init__(self, root: Path, stages: Stages) -> None:
+    def __init__(self, root: Path, stages: Stages, tracer: Tracer = NO_TRACER) -> None:
         self._configs = read_pipelines(root)
         self._stages = stages
         self._served: dict[str, Pipeline] = {}
         self._refused: dict[str, MeshError] = {}
-        self._generations = Generations(stages)
+        self._generations = Generations(stages, tracer)
 
     async def __call__(self, request: Request) -> Reply:
         """Run one request; a handler as in `mesh.item`."""

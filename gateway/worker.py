@@ -48,7 +48,7 @@ async def main() -> None:
     async with AsyncExitStack() as stack:
         control = await stack.enter_async_context(grpc.aio.insecure_channel(settings.control))
         stages = await _stages(stack, settings, tracing)
-        runner = PipelineRunner(settings.models, stages)
+        runner = PipelineRunner(settings.models, stages, tracing.tracer)
         traces = forward(control, f"{NAME}/GetTrace")
         slow_s = settings.slow_ms / 1e3
         kept = otel.exports or stored

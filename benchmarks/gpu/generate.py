@@ -130,7 +130,7 @@ def write(models_root: Path) -> Path:
     version = folder / "1"
     version.mkdir(parents=True)
     bart = Bart(CONFIG, weights(), np.float16)
-    (version / ENCODER).write_bytes(bart.encoder().SerializeToString())
+    (version / ENCODER).write_bytes(bart.encoder(SOURCE).SerializeToString())
     (version / STEP).write_bytes(bart.step(LENGTH, SOURCE).SerializeToString())
     (version / FILE).write_text('{"decoder_start_token_id": 2}')
     (folder / "config.pbtxt").write_text(

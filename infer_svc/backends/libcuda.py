@@ -5,7 +5,7 @@ taking the lock anew beside a busy event loop costs more than the call. What wai
 """
 
 import ctypes
-from typing import Any, ClassVar
+from typing import Any
 
 from infer_svc.backends.errors import DeviceLost, OutOfMemory
 from mesh.errors import EngineError, SettingsError
@@ -20,7 +20,6 @@ STICKY = frozenset({
 with 214 (ECC), 220 (NVLink), 709 (context destroyed) and 710 (device assertion)."""
 
 _PORTABLE = 1
-_ON_DEVICE = 2
 _CAPTURE_THREAD_LOCAL = 1
 _Pointer = ctypes.c_void_p
 _Result = ctypes.POINTER(ctypes.c_void_p)
@@ -31,7 +30,6 @@ _ARGUMENTS = {
     "cuMemcpyHtoDAsync_v2": (_Address, _Pointer, _Size, _Pointer),
     "cuMemcpyDtoHAsync_v2": (_Pointer, _Address, _Size, _Pointer),
     "cuMemcpyDtoDAsync_v2": (_Address, _Address, _Size, _Pointer),
-    "cuMemcpy2DAsync_v2": (_Pointer, _Pointer),
     "cuMemsetD8Async": (_Address, ctypes.c_ubyte, _Size, _Pointer),
     "cuMemHostRegister_v2": (_Pointer, _Size, _Flags),
     "cuMemHostUnregister": (_Pointer,),
@@ -45,18 +43,6 @@ _ARGUMENTS = {
     "cuGetErrorName": (ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)),
 }
 """From CUDA's `cuda.h`; every function returns a code."""
-
-
-class Copy2D(ctypes.Structure):
-    """CUDA_MEMCPY2D of CUDA's `cuda.h`."""
-
-    _fields_: ClassVar[Any] = [
-        ("srcXInBytes", _Size), ("srcY", _Size), ("srcMemoryType", ctypes.c_uint),
-        ("srcHost", _Pointer), ("srcDevice", _Address), ("srcArray", _Pointer),
-        ("srcPitch", _Size), ("dstXInBytes", _Size), ("dstY", _Size),
-        ("dstMemoryType", ctypes.c_uint), ("dstHost", _Pointer), ("dstDevice", _Address),
-        ("dstArray", _Pointer), ("dstPitch", _Size), ("WidthInBytes", _Size), ("Height", _Size),
-    ]  # fmt: skip
 
 
 class Library:
@@ -94,34 +80,6 @@ class Library:
         code = self._held.cuMemcpyDtoDAsync_v2(target, source, size, stream)
         if code:
             self.check(code, "a copy on the GPU")
-
-    def copy_lines(
-        self,
-        target: int,
-        target_pitch: int,
-        source: int,
-        source_pitch: int,
-        width: int,
-        lines: int,
-        stream: int,
-    ) -> None:
-        """Queue a copy on the GPU of lines that are apart; all sizes are bytes.
-
-        Args:
-            target: address of the first line.
-            target_pitch: from one line to the next.
-            source: as target.
-            source_pitch: as target_pitch.
-            width: of a line.
-            lines: how many.
-            stream: that it is queued on.
-        """
-        what = Copy2D(
-            srcMemoryType=_ON_DEVICE, srcDevice=source, srcPitch=source_pitch,
-            dstMemoryType=_ON_DEVICE, dstDevice=target, dstPitch=target_pitch,
-            WidthInBytes=width, Height=lines,
-        )  # fmt: skip
-        self.check(self._held.cuMemcpy2DAsync_v2(ctypes.byref(what), stream), "a copy of lines")
 
     def zero(self, address: int, size: int, stream: int) -> None:
         """Queue the writing of zeros on the GPU."""

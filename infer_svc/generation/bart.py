@@ -6,7 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from infer_svc.generation.cache import ROWS, last_of_each_row, places, results, self_attention
+from infer_svc.generation.cache import (
+    ROWS,
+    last_of_each_row,
+    places,
+    results,
+    self_attention,
+    written,
+)
 from infer_svc.generation.graph import Graph, Shape, Weights
 from mesh.errors import SettingsError
 
@@ -46,12 +53,22 @@ class Bart:
         self._heads: int = config["decoder_attention_heads"]
         self._scale = math.sqrt(self._width) if config.get("scale_embedding") else 1.0
 
-    def encoder(self) -> Any:
+    def encoder(self, source: int) -> Any:
         """Return the ONNX model of the encoder and of what the decoder attends to.
 
-        Inputs `input_ids` and `attention_mask` INT64[B, E]; outputs `xk_<layer>` and `xv_<layer>`
-        [B, H, E, D], the keys and values of each layer of the decoder.
+        Inputs `input_ids` and `attention_mask` INT64[B, N], N up to E, and `xk_<layer>` and
+        `xv_<layer>` [B, H, E, D], keys and values of each layer of the decoder; outputs are the
+        same with the first N written anew, and may be given the same memory.
+
+        Args:
+            source: E, at most `max_position_embeddings`.
+
+        Raises:
+            SettingsError: there are not so many positions.
         """
+        most = self._config["max_position_embeddings"]
+        if not 1 <= source <= most:
+            raise SettingsError(f"a source of {source} came, wanted 1 to {most}")
         graph = Graph("bart_encoder", self._weights, self._dtype)
         ids = graph.input("input_ids", np.int64, [ROWS, "length"])
         given = graph.input("attention_mask", np.int64, [ROWS, "length"])
@@ -71,12 +88,14 @@ class Bart:
             found = graph.joined(graph.op("Attention", query, key, new, mask))
             value = self._closed(graph, value, found, f"{name}.self_attn")
             value = self._feed_forward(graph, value, name)
-        shape: Shape = [ROWS, self._heads, "length", self._width // self._heads]
+        rows = graph.op("Gather", graph.op("Shape", ids), graph.constant([0]), axis=0)
+        begin = graph.op("Expand", graph.constant([0]), rows)
+        shape: Shape = [ROWS, self._heads, source, self._width // self._heads]
         for layer in range(self._config["decoder_layers"]):
             for part in "kv":
                 name = f"decoder.layers.{layer}.encoder_attn.{part}_proj"
                 made = graph.heads(graph.linear(value, name), self._heads)
-                graph.output(f"x{part}_{layer}", graph.dtype, shape, "Identity", made)
+                written(graph, f"x{part}_{layer}", shape, made, begin)
         return graph.model()
 
     def step(self, length: int, source: int) -> Any:

@@ -81,18 +81,31 @@ def self_attention(
     Returns:
         [B, Q, H · D].
     """
-    caches = []
-    for name, new in ((f"k_{layer}", key), (f"v_{layer}", value)):
-        shape: Shape = [ROWS, heads, places.length, size]
-        old = graph.input(name, graph.dtype, shape)
-        # Its output is the graph's: both may be given the same memory, and nothing is copied then.
-        made = graph.output(
-            f"{name}_out", graph.dtype, shape, "TensorScatter", old, graph.heads(new, heads),
-            places.start, axis=2, mode="linear",
-        )  # fmt: skip
-        caches.append(made)
+    shape: Shape = [ROWS, heads, places.length, size]
+    caches = [
+        written(graph, f"{name}_{layer}", shape, graph.heads(new, heads), places.start)
+        for name, new in (("k", key), ("v", value))
+    ]
     found = graph.op("Attention", graph.heads(query, heads), *caches, places.mask)
     return graph.joined(found)
+
+
+def written(graph: Graph, name: str, shape: Shape, new: str, start: str) -> str:
+    """Declare a cache as input and, `<name>_out`, as output with new values; return the latter.
+
+    Both may be given the same memory: nothing is copied then.
+
+    Args:
+        graph: that has it.
+        name: of the input.
+        shape: [B, H, S, D].
+        new: [B, H, Q, D].
+        start: INT64[B], where new values go along S.
+    """
+    old = graph.input(name, graph.dtype, shape)
+    return graph.output(
+        f"{name}_out", graph.dtype, shape, "TensorScatter", old, new, start, axis=2, mode="linear"
+    )
 
 
 def results(graph: Graph, last: str, table: str, vocabulary: int, *bias: str) -> None:

@@ -52,7 +52,8 @@ def open_stepper(version: Path, config: ModelConfig, machine: Machine) -> Steppe
     if not encoder.exists():
         return TensorRTStepper(device(gpus[0]), step, None, config.slots, machine)
     longest = next(spec.shape[2] for spec in inputs if spec.name.startswith("xk_"))
-    profiles = encoder_profiles(config.lengths, longest)
+    declared = declared_inputs(encoder)
+    profiles = encoder_profiles(declared, config.lengths, longest)
     made = _engine(version, config, gpus[0], machine, ENCODER, profiles)
     return TensorRTStepper(device(gpus[0]), step, made, config.slots, machine)
 
@@ -71,15 +72,21 @@ def step_profile(inputs: Sequence[TensorSpec], slots: int) -> Profile:
     return {spec.name: _range(spec, rows, tokens) for spec in inputs if -1 in spec.shape}
 
 
-def encoder_profiles(lengths: Sequence[int], longest: int) -> list[Profile]:
-    """Return what an encoder is built for: each length alone, and the longest.
+def encoder_profiles(
+    inputs: Sequence[TensorSpec], lengths: Sequence[int], longest: int
+) -> list[Profile]:
+    """Return what an encoder is built for: one source of each length, and of the longest.
 
     Args:
+        inputs: as the ONNX file declares them.
         lengths: that the config names.
         longest: source that a slot holds.
     """
     sizes = sorted({longest, *(length for length in lengths if length < longest)})
-    return [{name: ((1, size),) * 3 for name in ("input_ids", "attention_mask")} for size in sizes]
+    return [
+        {spec.name: _range(spec, (1, 1, 1), (size,) * 3) for spec in inputs if -1 in spec.shape}
+        for size in sizes
+    ]
 
 
 def _engine(
@@ -98,7 +105,7 @@ def _engine(
     return TensorRTEngine(tensorrt_api(), device(gpu), engine.plan, machine, kernels)
 
 
-def _range(spec: TensorSpec, rows: tuple[int, ...], tokens: tuple[int, ...]) -> Range:
+def _range(spec: TensorSpec, rows: Sequence[int], tokens: Sequence[int]) -> Range:
     least, best, most = (
         tuple(
             size if size != -1 else tokens[at] if axis else rows[at]

@@ -129,7 +129,9 @@ def _write_graphs(
         )
     if TASKS[wanted.task] == "bart":
         bart = Bart(config, weights, dtype)
-        graphs = {ENCODER: bart.encoder(), STEP: bart.step(length, source_length)}
+        graphs = {
+            ENCODER: bart.encoder(source_length), STEP: bart.step(length, source_length)
+        }  # fmt: skip
     else:
         graphs = {STEP: gpt2_step(config, weights, length, dtype)}
     return sum((version / name).write_bytes(graph.SerializeToString())

@@ -148,7 +148,7 @@ class OrtStepper:
             for tensor in map(spec, self._step.get_inputs())
             if tensor.name.startswith((*CACHE, *CROSSED))
         }
-        if not self._state:
+        if not self._longest(CACHE):
             names = [tensor.name for tensor in self._step.get_inputs()]
             raise SettingsError(f"a step with the inputs {names} came, wanted caches k_0, v_0, …")
         self._xlen = np.zeros(slots, np.int64)
@@ -184,14 +184,14 @@ class OrtStepper:
         """Do nothing: the memory goes with the object."""
 
     def begin(self, slot: int, source: Sequence[int]) -> None:
-        """Run the encoder, if there is one."""
+        """Run the encoder, if there is one, which writes into the slot."""
         if self._encoder is None:
             return
         ids = np.array([source], np.int64)
-        names = [tensor.name for tensor in self._encoder.get_outputs()]
-        feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-        for name, array in zip(names, _run(self._encoder.run, names, feeds), strict=True):
-            self._state[name][slot, :, : len(source)] = array[0]
+        binding = self._bound(self._encoder, CROSSED, CROSSED, slot, 1)
+        binding.bind_cpu_input("input_ids", ids)
+        binding.bind_cpu_input("attention_mask", np.ones_like(ids))
+        _run(self._encoder.run_with_iobinding, binding)
         self._xlen[slot] = len(source)
 
     def step(self, first: int, ids: Sequence[Sequence[int]], start: Sequence[int]) -> OrtOutcome:
@@ -228,18 +228,32 @@ class OrtStepper:
         return found[0] if found else 0
 
     def _binding(self, first: int, rows: int) -> Any:
-        """Return a binding of the caches of some slots, which are both read and written."""
+        """Return what binds a step to the caches of some slots, the same each time."""
         key = first, rows
         if key not in self._bindings:
-            binding = self._bindings[key] = self._step.io_binding()
-            for name, array in self._state.items():
-                part = onnxruntime.OrtValue.ortvalue_from_numpy(array[first : first + rows])
-                binding.bind_ortvalue_input(name, part)
-                if name.startswith(CACHE):
-                    binding.bind_ortvalue_output(f"{name}_out", part)
+            names = (*CACHE, *CROSSED)
+            binding = self._bindings[key] = self._bound(self._step, names, CACHE, first, rows)
             for name in RESULTS:
                 binding.bind_output(name)
         return self._bindings[key]
+
+    def _bound(
+        self,
+        session: onnxruntime.InferenceSession,
+        read: tuple[str, ...],
+        written: tuple[str, ...],
+        first: int,
+        rows: int,
+    ) -> Any:
+        """Return a binding of the memory of some slots, of which some is both read and written."""
+        binding = session.io_binding()
+        for name, array in self._state.items():
+            part = onnxruntime.OrtValue.ortvalue_from_numpy(array[first : first + rows])
+            if name.startswith(read):
+                binding.bind_ortvalue_input(name, part)
+            if name.startswith(written):
+                binding.bind_ortvalue_output(f"{name}_out", part)
+        return binding
 
 
 def _run(call: Any, *arguments: Any) -> Any:

@@ -108,7 +108,10 @@ class TensorRTStepper:
         self.source_length = _longest(self._rows, CROSSED)
         self._outputs = {spec.name: spec for spec in step.outputs}
         self.vocabulary = self._outputs["logits"].shape[-1]
-        self._row_bytes = {name: _row_bytes(spec) for name, spec in self._rows.items()}
+        self._row_bytes = {
+            name: int(np.prod(spec.shape[1:])) * NUMPY_DTYPES[spec.dtype].itemsize
+            for name, spec in self._rows.items()
+        }
         if any(size % ALIGNED for size in self._row_bytes.values()):
             raise EngineError(
                 f"caches of {self._row_bytes} bytes a slot came, wanted multiples of {ALIGNED}; "
@@ -151,9 +154,11 @@ class TensorRTStepper:
             self._upload("xlen", stage, 2 * length, 1, at=slot)
             self._mark(stage)
             self._encoder.run(length)
-            for name in self._rows:
+            for name, size in self._row_bytes.items():
                 if name.startswith(CROSSED):
-                    self._place(name, slot, length)
+                    target = self._blocks[name].address + slot * size
+                    row = self._blocks[f"made {name}"].address
+                    self._library.copy(target, row, size, self._stream.handle)
 
     def read(self, slot: int, ids: Sequence[int], start: int) -> None:
         """Queue ids of a slot, in pieces of sizes that have a context."""
@@ -306,21 +311,23 @@ class TensorRTStepper:
             self._step.make((READ, size), 0, shapes, self._piece_addresses(0), graphs=False)
 
     def _make_encoder(self, encoder: TensorRTEngine) -> None:
+        """Make the contexts of the encoder, which writes into a row of its own.
+
+        That has always the same place, as its graphs need; it is copied to a slot's row then.
+        """
         assert self._encoder is not None
         self._lengths = self._encoder.lengths("input_ids")
-        longest = self._lengths[-1]
+        texts = ("input_ids", "attention_mask")
+        made = {name: size for name, size in self._row_bytes.items() if name.startswith(CROSSED)}
         self._allocate({
-            **dict.fromkeys(("input_ids", "attention_mask"), longest * ID.itemsize),
-            **{
-                f"made {spec.name}": _row_bytes(spec, longest) for spec in encoder.outputs
-            },
+            **dict.fromkeys(texts, self._lengths[-1] * ID.itemsize),
+            **{f"made {name}": size for name, size in made.items()},
         })  # fmt: skip
-        addresses = {name: self._blocks[name].address for name in ("input_ids", "attention_mask")}
-        addresses |= {
-            spec.name: self._blocks[f"made {spec.name}"].address for spec in encoder.outputs
-        }
+        addresses = {name: self._blocks[name].address for name in texts}
+        for name in made:
+            addresses[name] = addresses[f"{name}_out"] = self._blocks[f"made {name}"].address
         for profile, length in enumerate(self._lengths):
-            shapes = {name: (1, length) for name in ("input_ids", "attention_mask")}
+            shapes = {spec.name: _sized(spec, 1, length) for spec in encoder.inputs}
             self._encoder.make(length, profile, shapes, addresses)
 
     def _warm_up(self) -> None:
@@ -350,16 +357,6 @@ class TensorRTStepper:
         found |= {name: at[f"unread {name}"] for name in ("logits", "best", "top")}
         places = {"ids": 0, "start": START, "count": COUNT, "xlen": XLEN}
         return found | {name: at["piece"] + place * ID.itemsize for name, place in places.items()}
-
-    def _place(self, name: str, slot: int, length: int) -> None:
-        """Queue the copy of an encoder's output [H, length, D] into a slot's row [H, E, D]."""
-        _, heads, room, size = self._rows[name].shape
-        line = size * np.dtype(NUMPY_DTYPES[self._rows[name].dtype]).itemsize
-        target = self._blocks[name].address + slot * self._row_bytes[name]
-        self._library.copy_lines(
-            target, room * line, self._blocks[f"made {name}"].address, length * line,
-            length * line, heads, self._stream.handle,
-        )  # fmt: skip
 
     def _stage(self) -> _Stage:
         """Return pinned memory that nothing is copied from any more."""
@@ -411,12 +408,6 @@ class TensorRTStepper:
 def _longest(rows: Mapping[str, TensorSpec], names: tuple[str, ...]) -> int:
     found = [spec.shape[2] for name, spec in rows.items() if name.startswith(names)]
     return found[0] if found else 0
-
-
-def _row_bytes(spec: TensorSpec, open_size: int = 1) -> int:
-    """Return the bytes of one row, with a size for what is left open."""
-    sizes = [open_size if size == -1 else size for size in spec.shape[1:]]
-    return int(np.prod(sizes)) * NUMPY_DTYPES[spec.dtype].itemsize
 
 
 def _sized(spec: TensorSpec, rows: int, tokens: int) -> tuple[int, ...]:

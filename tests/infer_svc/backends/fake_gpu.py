@@ -169,14 +169,6 @@ class FakeLibcuda:
     def cuMemcpyDtoDAsync_v2(self, target: Any, source: Any, size: Any, stream: Any) -> int:
         return self._copy("on_device", target, source, size, stream)
 
-    def cuMemcpy2DAsync_v2(self, what: Any, stream: Any) -> int:
-        given = what._obj
-        for line in range(given.Height):
-            target = given.dstDevice + line * given.dstPitch
-            source = given.srcDevice + line * given.srcPitch
-            self._copy("lines", target, source, given.WidthInBytes, stream)
-        return self.state
-
     def cuMemsetD8Async(self, address: Any, value: int, size: Any, stream: Any) -> int:
         def fill() -> None:
             ctypes.memset(address, value, size)

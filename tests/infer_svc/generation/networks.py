@@ -59,7 +59,7 @@ def gpt2_stepper(slots: int, dtype: type[Any] = np.float32) -> OrtStepper:
 def bart_graphs(dtype: type[Any] = np.float32) -> tuple[bytes, bytes]:
     """Return encoder and step."""
     bart = Bart(BART.config, BART.weights, dtype)
-    step, encoder = bart.step(BART_LENGTH, SOURCE), bart.encoder()
+    step, encoder = bart.step(BART_LENGTH, SOURCE), bart.encoder(SOURCE)
     return encoder.SerializeToString(), step.SerializeToString()
 
 

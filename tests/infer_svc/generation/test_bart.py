@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from infer_svc.backends.tensorrt import tensorrt_api
 from infer_svc.generation.bart import Bart
@@ -35,18 +36,27 @@ def stepper(dtype: type[Any] = np.float32) -> OrtStepper:
 
 
 def test_sources_of_several_lengths_are_encoded_as_each_alone() -> None:
-    encoder = Bart(BART.config, BART.weights, np.float32).encoder()
+    encoder = Bart(BART.config, BART.weights, np.float32).encoder(SOURCE)
     ids = np.full((ROWS, SOURCE), BART.config["pad_token_id"], np.int64)
     mask = np.zeros((ROWS, SOURCE), np.int64)
     for row, given in enumerate(BART.given):
         ids[row, : len(given)], mask[row, : len(given)] = given, 1
-    together = run(encoder, {"input_ids": ids, "attention_mask": mask})
+    together = run(encoder, {"input_ids": ids, "attention_mask": mask, **empty(ROWS)})
     for row, given in enumerate(BART.given):
         one = np.array([given])
-        alone = run(encoder, {"input_ids": one, "attention_mask": np.ones_like(one)})
+        alone = run(encoder, {"input_ids": one, "attention_mask": np.ones_like(one), **empty(1)})
         for name, array in alone.items():
             found = together[name][row, :, : len(given)]
-            np.testing.assert_allclose(found, array[0], rtol=0, atol=1e-4)
+            np.testing.assert_allclose(found, array[0, :, : len(given)], rtol=0, atol=1e-4)
+            assert (array[0, :, len(given) :] == 7).all()  # what was there stays
+
+
+def empty(rows: int) -> dict[str, NDArray[Any]]:
+    """Return what the encoder writes into."""
+    heads = BART.config["decoder_attention_heads"]
+    shape = rows, heads, SOURCE, BART.config["d_model"] // heads
+    layers = range(BART.config["decoder_layers"])
+    return {f"x{part}_{layer}": np.full(shape, 7, np.float32) for part in "kv" for layer in layers}
 
 
 def test_tokens_are_those_of_transformers_whatever_the_lengths_of_the_sources() -> None:
@@ -65,13 +75,13 @@ def test_fp16_names_the_same_tokens_nearly_always() -> None:
 
 def test_weights_with_the_prefix_that_some_files_have_are_the_same() -> None:
     weights = {name.removeprefix("model."): array for name, array in BART.weights.items()}
-    made = [Bart(BART.config, some, np.float32).encoder() for some in (BART.weights, weights)]
+    made = [Bart(BART.config, some, np.float32).encoder(SOURCE) for some in (BART.weights, weights)]
     assert made[0].SerializeToString() == made[1].SerializeToString()
 
 
 def test_tensorrt_builds_both(tmp_path: Path) -> None:
     bart, path = Bart(BART.config, BART.weights, np.float16), tmp_path / "model.onnx"
-    for model in (bart.encoder(), bart.step(BART_LENGTH, SOURCE)):
+    for model in (bart.encoder(SOURCE), bart.step(BART_LENGTH, SOURCE)):
         path.write_bytes(model.SerializeToString())
         wanted = profile(model, rows=(1, 8, 8), tokens=(1, 1, 16), length=(1, SOURCE, SOURCE))
         assert len(tensorrt_api().build(path, [wanted])) > 10_000

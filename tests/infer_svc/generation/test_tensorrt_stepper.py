@@ -52,9 +52,9 @@ class GenerationApi(FakeApi):
         engine = super().load(plan)
         specs = engine.inputs()
         engine.profiles = (
-            [step_profile(specs, self.slots)]
-            if len(specs) > 2
-            else encoder_profiles(LENGTHS, SOURCE)
+            encoder_profiles(specs, LENGTHS, SOURCE)
+            if any(spec.name == "input_ids" for spec in specs)
+            else [step_profile(specs, self.slots)]
         )
         engine.num_optimization_profiles = len(engine.profiles)
         return engine
