@@ -2,6 +2,7 @@
 
 import asyncio
 import heapq
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -81,12 +82,14 @@ class LateTraces:
         self._written = LATE_TRACES.labels("written")
         self._dropped = LATE_TRACES.labels("dropped")
 
-    def layer(self, method: str) -> Layer:
+    def layer(self, method: str, *, slow: bool = True) -> Layer:
         """Return the layer of a method; it stands outside of the standard ones.
 
         Args:
             method: full name, as `mesh.v1.Mesh/Run`.
+            slow: whether what is slow gets a trace, or (False) only what failed.
         """
+        slow_s = self._slow_s if slow else math.inf
 
         def layer(handler: Handler) -> Handler:
             async def watched(request: Request) -> Reply:
@@ -98,20 +101,22 @@ class LateTraces:
                     reply = await handler(request)
                 except asyncio.CancelledError:
                     gave_up = Cancelled("the caller gave up")
-                    self._look(method, request, came, to_status(gave_up))
+                    self._look(method, request, came, to_status(gave_up), slow_s)
                     raise
-                self._look(method, request, came, reply.status)
+                self._look(method, request, came, reply.status, slow_s)
                 return reply
 
             return watched
 
         return layer
 
-    def _look(self, method: str, request: Request, came: bytes, status: Status | None) -> None:
+    def _look(
+        self, method: str, request: Request, came: bytes, status: Status | None, slow_s: float
+    ) -> None:
         """Write the trace of a request that has ended, where it deserves one."""
         now = time.monotonic()
         failed = status is not None and code_from_number(status.code) in SERVER_FAULTS
-        if not failed and now - request.received < self._slow_s:
+        if not failed and now - request.received < slow_s:
             return
         if is_sampled(request.trace):
             return  # the sampler chose it after it had come

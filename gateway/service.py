@@ -91,7 +91,9 @@ class MeshService:
 
     def _layers(self, name: str) -> list[Layer]:
         method = f"{NAME}/{name}"
-        late = [self._late.layer(method)] if self._late is not None else []
+        # A text takes its time.
+        slow = name != "Generate"
+        late = [self._late.layer(method, slow=slow)] if self._late is not None else []
         return [*late, *standard_layers(self._tracer, method)]
 
     def _plain(self, name: str, handler: Handler) -> Method:

@@ -117,6 +117,11 @@ def model_of(arguments: argparse.Namespace) -> tuple[Path, ModelConfig]:
         raise SettingsError(
             f"model {config.name!r} is an ensemble and has no engine; build those of {parts}"
         )
+    if config.decoupled:
+        raise SettingsError(
+            f"model {config.name!r} generates; its engines are built when it is first served with "
+            "an instance_group of KIND_GPU"
+        )
     given = vars(arguments)
     wishes: dict[str, Any] = {name: given[name] for name in WISHES if given[name] is not None}
     if "keep" in wishes:

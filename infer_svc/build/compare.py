@@ -97,7 +97,12 @@ def model_file(name: str, models: Path) -> Path:
     if not folder.is_dir():
         there = sorted(child.name for child in models.glob("*") if child.is_dir())
         raise NotFound(f"{models} has no model {name!r}; it has {there}")
-    filename = read_config(folder).filename.replace(".plan", ".onnx")
+    config = read_config(folder)
+    if config.decoupled:
+        raise SettingsError(
+            f"model {name!r} generates; name one of its files, as {folder}/1/step.onnx"
+        )
+    filename = config.filename.replace(".plan", ".onnx")
     versions = [path for path in folder.glob(f"*/{filename}") if path.parent.name.isdecimal()]
     if not versions:
         raise SettingsError(f"model {name!r} has no {filename} in {folder}/<version>/")

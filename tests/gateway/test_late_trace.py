@@ -416,3 +416,22 @@ async def test_call_of_many_items_is_a_trace_of_bounded_size() -> None:
     await LateTraces(recorder.tracing, 0).layer(METHOD)(handler)(Request("digits", b""))
     assert len(recorder.spans) == 1 + MAX_HOPS
     assert attributes(recorder.one(f"gateway: {METHOD}"))[ATTEMPTS] == 10_000
+
+
+async def test_method_that_takes_its_time_is_written_only_where_it_failed() -> None:
+    provider, exporter = TracerProvider(sampler=DEFAULT_OFF), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = provider.get_tracer("t")
+    late = LateTraces(Tracing(tracer, tracer, lambda _: tracer, lambda: None), 0.01)
+
+    async def slow(request: Request) -> Reply:
+        await asyncio.sleep(0.03)
+        return Reply(status=to_status(EngineError("broke")) if request.payload else None)
+
+    handler = stack(slow, [late.layer(METHOD, slow=False)])
+    await handler(Request("p", b""))
+    assert exporter.get_finished_spans() == ()
+    await handler(Request("p", b"fail"))
+    assert len(exporter.get_finished_spans()) == 1
+    await stack(slow, [late.layer(METHOD)])(Request("p", b""))
+    assert len(exporter.get_finished_spans()) == 2

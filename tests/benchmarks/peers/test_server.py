@@ -38,14 +38,11 @@ def test_server_that_ends_is_told_with_the_end_of_its_log(tmp_path: Path) -> Non
             pass
 
 
-def test_server_that_is_never_ready_is_given_up_and_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("benchmarks.peers.server.START_LIMIT_S", 0.3)
+def test_server_that_is_never_ready_is_given_up_and_stopped(tmp_path: Path) -> None:
     here = str(tmp_path / "nobody.py")
     Path(here).write_text("import time\ntime.sleep(600)\n")
     with pytest.raises(ServerFailed, match="status None"):
-        with running([sys.executable, here], {}, tmp_path / "log", lambda: False):
+        with running([sys.executable, here], {}, tmp_path / "log", lambda: False, 0.3):
             pass
     commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
     assert not any(here in command for command in commands)

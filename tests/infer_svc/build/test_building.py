@@ -81,6 +81,12 @@ def test_ensemble_has_no_engine_and_its_models_are_named(tmp_path: Path) -> None
         model_of(arguments("e", "--models", str(tmp_path)))
 
 
+def test_model_that_generates_is_built_where_it_is_served(tmp_path: Path) -> None:
+    write_model(tmp_path, "g", None, "model_transaction_policy { decoupled: true }")
+    with pytest.raises(SettingsError, match="'g' generates; its engines are built when"):
+        model_of(arguments("g", "--models", str(tmp_path)))
+
+
 def test_precision_may_be_written_as_in_a_config(tmp_path: Path) -> None:
     model_folder(tmp_path)
     _, config = model_of(arguments("m", "--models", str(tmp_path), "--precision", "FP16"))

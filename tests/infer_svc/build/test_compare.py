@@ -85,6 +85,12 @@ def test_model_that_is_not_there_is_told(tmp_path: Path) -> None:
         model_file("m", tmp_path)
 
 
+def test_file_of_a_model_that_generates_has_to_be_named(tmp_path: Path) -> None:
+    write_model(tmp_path, "g", None, "model_transaction_policy { decoupled: true }")
+    with pytest.raises(SettingsError, match=r"'g' generates; name one of its files, as .*step"):
+        model_file("g", tmp_path)
+
+
 def test_command_line_tells_errors_in_one_line(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "infer_svc.build", "compare"]
     ended = subprocess.run([*words, "none", "--models", tmp_path], capture_output=True, text=True)
