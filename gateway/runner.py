@@ -73,7 +73,7 @@ class PipelineRunner:
                     slot=lease.take_slot(),
                 )  # fmt: skip
                 payload, context = reply.payload, reply.context
-            model = Target(name=config.model)
+            model = Target(name=config.model, parameters=request.parameters)
             reply = await call_stage(infer, request, model, payload, lease=lease)
         finally:
             lease.release()

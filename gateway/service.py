@@ -12,6 +12,7 @@ from gateway.answers import TYPED_CALLS, TypedCall, generate_end, generate_param
 from gateway.late_trace import LateTraces
 from gateway.messages import message_handler
 from gateway.metrics import metering, watch_admissions
+from gateway.oip.service import OipService
 from gateway.pipeline import GENERATE
 from gateway.runner import PipelineRunner
 from mesh.errors import InvalidInput, MeshError
@@ -85,6 +86,10 @@ class MeshService:
             ),
             "GetTrace": self._plain("GetTrace", self._traces),
         }
+
+    def oip_methods(self) -> Methods:
+        """Return the methods of the Open Inference Protocol."""
+        return OipService(self._runner, self._item, self._tracer).methods()
 
     def _traced(self, name: str, handler: Handler) -> Method:
         return unary_method(stack(handler, self._layers(name)), name)

@@ -11,6 +11,7 @@ from prometheus_client import REGISTRY
 from gateway.forward import forward, forwarded_traces
 from gateway.late_trace import LateTraces
 from gateway.metrics import watch_stages
+from gateway.oip.service import NAME as OIP
 from gateway.pipeline import Stages
 from gateway.runner import PipelineRunner
 from gateway.scrape import WORKER
@@ -58,6 +59,7 @@ async def main() -> None:
         service = MeshService(runner, tracing.tracer, limits, traces, target_s, late)
         host = _public(settings)
         host.add(NAME, service.methods())
+        host.add(OIP, service.oip_methods())
         if stored:
             host.add(*forwarded_traces(control))
         watch_stages(stages)

@@ -22,7 +22,7 @@ def unary_method(handler: Handler, target: str) -> Method:
     """
 
     async def method(message: bytes, context: Context) -> bytes:
-        reply = await handler(_request(target, message, context))
+        reply = await handler(request_of(target, message, context))
         error = reply.error()
         if error is not None:
             await abort(context, error)
@@ -40,7 +40,7 @@ def streaming_method(handler: Handler, target: str) -> Method:
     """
 
     async def method(message: bytes, context: Context) -> None:
-        request = _request(target, message, context)
+        request = request_of(target, message, context)
         emitted: asyncio.Queue[Reply | None] = asyncio.Queue()
         request.emit = emitted.put_nowait
         handled = asyncio.ensure_future(handler(request))
@@ -79,7 +79,8 @@ async def ask(address: str, method: str, message: bytes, timeout_s: float) -> by
             raise from_rpc_error(err) from err
 
 
-def _request(target: str, message: bytes, context: Context) -> Request:
+def request_of(target: str, message: bytes, context: Context) -> Request:
+    """Return the request that a call is, with its deadline, its trace context and its peer."""
     now = time.monotonic()
     left = context.time_remaining()
     return Request(

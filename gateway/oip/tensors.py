@@ -1,0 +1,203 @@
+"""Tensors of the Open Inference Protocol to ours and back, without looking at their elements.
+
+The layout of raw contents is the same: row-major, little-endian, and for BYTES a length of 4 bytes
+before each element.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from tritonclient.grpc import service_pb2 as oip
+
+from mesh.errors import InvalidInput
+from mesh.tensor import NUMPY_DTYPES, TensorSpec
+from protos.mesh.v1.tensor_pb2 import Tensor, Tensors
+
+TYPED = {
+    "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents",
+    "INT32": "int_contents", "INT64": "int64_contents", "UINT8": "uint_contents",
+    "UINT16": "uint_contents", "UINT32": "uint_contents", "UINT64": "uint64_contents",
+    "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
+}  # fmt: skip
+"""Fields of typed contents; other types come raw only."""
+REGION = "shared_memory_region"
+CLASSIFICATION = "classification"
+
+
+def inputs_of(request: Any) -> list[Tensor]:
+    """Return the inputs of a `ModelInferRequest`.
+
+    Raises:
+        InvalidInput: contents are missing, come twice, or do not fit dtype and shape.
+    """
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise InvalidInput(
+            f"{len(raw)} raw_input_contents came for {len(request.inputs)} inputs, wanted one for "
+            "each, in their order"
+        )
+    names = [given.name for given in request.inputs]
+    if len(set(names)) < len(names):
+        raise InvalidInput(f"inputs {names} came, wanted each name once")
+    return [
+        _input(given, raw[index] if raw else None) for index, given in enumerate(request.inputs)
+    ]
+
+
+def items_of(tensors: Sequence[Tensor], spec: TensorSpec) -> list[bytes]:
+    """Return one payload for each element of a tensor of texts or files.
+
+    Args:
+        tensors: that came.
+        spec: of the op before the model, which takes one element.
+
+    Raises:
+        InvalidInput: another tensor came, or no element.
+    """
+    if len(tensors) != 1 or tensors[0].name != spec.name or tensors[0].dtype != spec.dtype:
+        came = [f"{tensor.name}: {tensor.dtype}" for tensor in tensors]
+        raise InvalidInput(f"inputs {came} came, wanted {spec.name}: {spec.dtype}[N]")
+    raw = tensors[0].raw
+    elements: list[bytes] = []
+    at = 0
+    while at < len(raw):
+        end = at + 4 + int.from_bytes(raw[at : at + 4], "little")
+        if end > len(raw):
+            raise InvalidInput(f"input {spec.name!r} ends within element {len(elements)}")
+        elements.append(raw[at:end])
+        at = end
+    wanted = math.prod(tensors[0].shape)
+    if len(elements) != wanted or not elements:
+        raise InvalidInput(
+            f"input {spec.name!r} has {len(elements)} elements, its shape "
+            f"{list(tensors[0].shape)} says {wanted}; wanted at least one"
+        )
+    return [
+        Tensors(
+            tensors=[Tensor(name=spec.name, dtype=spec.dtype, shape=[1], raw=element)]
+        ).SerializeToString()
+        for element in elements
+    ]  # fmt: skip
+
+
+def joined(payloads: Sequence[bytes]) -> list[Tensor]:
+    """Return the outputs of several items as one batch.
+
+    Raises:
+        InvalidInput: the items' outputs have different shapes.
+    """
+    answers = [Tensors.FromString(payload).tensors for payload in payloads]
+    if len(answers) == 1:
+        return list(answers[0])
+    found = []
+    for column in zip(*answers, strict=True):
+        first = column[0]
+        shapes = {tuple(tensor.shape[1:]) for tensor in column}
+        if len(shapes) > 1:
+            raise InvalidInput(
+                f"output {first.name!r} has different shapes for the items of this request; ask "
+                "for one at a time"
+            )
+        rows = sum(tensor.shape[0] for tensor in column)
+        found.append(
+            Tensor(
+                name=first.name, dtype=first.dtype, shape=[rows, *first.shape[1:]],
+                raw=b"".join(tensor.raw for tensor in column),
+            )
+        )  # fmt: skip
+    return found
+
+
+def fill_outputs(response: Any, request: Any, tensors: Iterable[Tensor]) -> None:
+    """Add outputs to a `ModelInferResponse`: those that the request names, or all.
+
+    Raises:
+        InvalidInput: it names one that is not there, or wants it in another way than there is.
+    """
+    made = {tensor.name: tensor for tensor in tensors}
+    wanted = {output.name: output.parameters for output in request.outputs} or dict.fromkeys(made)
+    unknown = [name for name in wanted if name not in made]
+    if unknown:
+        raise InvalidInput(f"outputs {unknown} are asked for, there are {sorted(made)}")
+    for name, parameters in wanted.items():
+        tensor = made[name]
+        if parameters and REGION in parameters:
+            raise InvalidInput(f"output {name!r}: shared memory cannot be used here; leave it out")
+        count = parameters[CLASSIFICATION].int64_param if parameters else 0
+        if count:
+            tensor = _classes(tensor, count)
+        response.outputs.add(name=name, datatype=tensor.dtype, shape=tensor.shape)
+        response.raw_output_contents.append(tensor.raw)
+
+
+def metadata(spec: TensorSpec) -> Any:
+    """Return what `ModelMetadata` tells of a tensor."""
+    return oip.ModelMetadataResponse.TensorMetadata(
+        name=spec.name, datatype=spec.dtype, shape=spec.shape
+    )
+
+
+def _input(given: Any, raw: bytes | None) -> Tensor:
+    name, dtype = given.name, given.datatype
+    if dtype not in NUMPY_DTYPES:
+        raise InvalidInput(
+            f"input {name!r} has the datatype {dtype!r}, wanted one of {sorted(NUMPY_DTYPES)}"
+        )
+    if any(size < 0 for size in given.shape):
+        raise InvalidInput(f"input {name!r} has the shape {list(given.shape)}, wanted sizes from 0")
+    if REGION in given.parameters:
+        raise InvalidInput(f"input {name!r}: shared memory cannot be used here; send its contents")
+    typed = given.HasField("contents") and given.contents.ByteSize() > 0
+    if raw is not None and typed:
+        raise InvalidInput(f"input {name!r} has raw and typed contents, wanted one of them")
+    data = raw if raw is not None else _typed(given)
+    count = math.prod(given.shape)
+    if dtype != "BYTES" and len(data) != (size := count * NUMPY_DTYPES[dtype].itemsize):
+        raise InvalidInput(
+            f"input {name!r} has {len(data)} bytes, {dtype}{list(given.shape)} has {size}"
+        )
+    return Tensor(name=name, dtype=dtype, shape=given.shape, raw=data)
+
+
+def _typed(given: Any) -> bytes:
+    """Return typed contents as raw ones."""
+    dtype = given.datatype
+    field = TYPED.get(dtype)
+    if field is None:
+        raise InvalidInput(f"input {given.name!r}: {dtype} comes in raw_input_contents only")
+    others = [one.name for one, _ in given.contents.ListFields() if one.name != field]
+    if others:
+        raise InvalidInput(f"input {given.name!r}: {others} came for {dtype}, wanted {field}")
+    values = getattr(given.contents, field)
+    if len(values) != math.prod(given.shape):
+        raise InvalidInput(
+            f"input {given.name!r} has {len(values)} elements, its shape is {list(given.shape)}"
+        )
+    if dtype == "BYTES":
+        return b"".join(len(value).to_bytes(4, "little") + value for value in values)
+    wide = np.array(values)
+    array = wide.astype(NUMPY_DTYPES[dtype])
+    if wide.dtype.kind in "iu" and not np.array_equal(array, wide):
+        raise InvalidInput(f"input {given.name!r} has values that are no {dtype}")
+    return array.tobytes()
+
+
+def _classes(tensor: Tensor, count: int) -> Tensor:
+    """Return the best classes of each row as Triton's classification extension has them."""
+    dtype = NUMPY_DTYPES[tensor.dtype]
+    if dtype.kind not in "fiu" or not tensor.shape or count < 0:
+        raise InvalidInput(
+            f"output {tensor.name!r} is {tensor.dtype}{list(tensor.shape)}, of which no classes "
+            "can be told; leave classification out"
+        )
+    rows = np.frombuffer(tensor.raw, dtype).reshape(tensor.shape[0], -1)
+    order = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :count]
+    texts = [
+        f"{row[index]:f}:{index}".encode()
+        for row, best in zip(rows, order, strict=True)
+        for index in best
+    ]
+    raw = b"".join(len(text).to_bytes(4, "little") + text for text in texts)
+    return Tensor(name=tensor.name, dtype="BYTES", shape=[len(rows), order.shape[1]], raw=raw)
