@@ -53,7 +53,7 @@ class PipelineConfig(BaseModel):
     """Name of a model in the repository."""
     postprocess: OpConfig | None = None
     """None: answers are the model's outputs."""
-    deadline_s: float = Field(10.0, gt=0)
+    deadline_s: float = Field(default=10.0, gt=0)
     """Longest time for a request; a caller's own shorter deadline wins."""
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 from opentelemetry.trace import NoOpTracer, Tracer
@@ -32,6 +33,8 @@ from protos.mesh.v1.stage_pb2 import Target
 
 NO_TRACER = NoOpTracer()
 HEALTH_EVERY_S = 0.2
+ALONE = ".model"
+"""Ends the name of a model that a pipeline has the name of."""
 RETRY_EVERY = 25
 """Health rounds after which a pipeline that is not served is looked at again."""
 
@@ -49,7 +52,8 @@ class PipelineRunner:
 
     def __init__(self, root: Path, stages: Stages, tracer: Tracer = NO_TRACER) -> None:
         self._configs = read_pipelines(root)
-        self._stages = stages
+        self._models: dict[str, PipelineConfig | MeshError] = {}
+        self.stages = stages
         self._served: dict[str, Pipeline] = {}
         self._refused: dict[str, MeshError] = {}
         self._generations = Generations(stages, tracer)
@@ -62,14 +66,14 @@ class PipelineRunner:
         request.check_deadline()
         if config.task == GENERATE:
             return await self._generations.run(pipeline, request)
-        infer = self._stages.infer
+        infer = self.stages.infer
         # Before the picture is decoded: pixels are 10 to 100 times the bytes of a JPEG.
         lease = await infer.reserve(pipeline.model_bytes, request.deadline, request.client)
         try:
             payload, context = request.payload, b""
             if pipeline.before is not None:
                 reply = await call_stage(
-                    self._stages.preprocess, request, pipeline.before, payload,
+                    self.stages.preprocess, request, pipeline.before, payload,
                     slot=lease.take_slot(),
                 )  # fmt: skip
                 payload, context = reply.payload, reply.context
@@ -80,7 +84,7 @@ class PipelineRunner:
         if pipeline.after is None:
             return Reply(reply.payload)
         reply = await call_stage(
-            self._stages.postprocess, request, pipeline.after, reply.payload, context=context
+            self.stages.postprocess, request, pipeline.after, reply.payload, context=context
         )
         return Reply(reply.payload)
 
@@ -97,7 +101,7 @@ class PipelineRunner:
             return pipeline
         if name in self._refused:
             raise Refused(str(self._refused[name]))  # one raised twice keeps every traceback
-        if name in self._configs:
+        if name in self._configs or name in self._models:
             raise StageUnavailable(f"pipeline {name!r} waits for its stages; try again in a moment")
         raise NotFound(f"pipeline {name!r} is not known; there are {sorted(self._configs)}")
 
@@ -135,6 +139,10 @@ class PipelineRunner:
         """Return the names of all pipelines, served or not."""
         return sorted(self._configs)
 
+    def models(self) -> list[str]:
+        """Return the names of all pipelines, and of the models as such."""
+        return sorted({*self._configs, *self._models})
+
     def bounded(self) -> list[str]:
         """Return the names of those whose latency tells of their load: a text takes its time."""
         return [
@@ -145,7 +153,7 @@ class PipelineRunner:
 
     def is_ready(self, name: str) -> bool:
         """Tell whether requests to a pipeline can be answered now."""
-        return name in self._served and all(client.replicas for client in self._stages.all())
+        return name in self._served and all(client.replicas for client in self.stages.all())
 
     async def watch(self, host: Host) -> None:
         """Check pipelines and tell their health, overall and each by name, until cancelled."""
@@ -153,8 +161,8 @@ class PipelineRunner:
         checking: asyncio.Task[None] | None = None
         try:
             for tick in itertools.count():
-                replicas = [link for client in self._stages.all() for link in client.replicas]
-                unserved = len(self._served) < len(self._configs)
+                replicas = [link for client in self.stages.all() for link in client.replicas]
+                unserved = not self._configs.keys() <= self._served.keys()
                 due = replicas != checked or (unserved and tick % RETRY_EVERY == 0)
                 if checking is not None and checking.done():
                     checking.result()
@@ -174,19 +182,34 @@ class PipelineRunner:
         for name, serving in ready.items():
             host.set_health(name, serving)
         # A refused pipeline is told by name; it does not take the others out of service.
-        host.set_health("", all(ready[name] for name in self._served) and any(ready.values()))
+        served = [ready[name] for name in self._configs if name in self._served]
+        host.set_health("", all(served) and any(ready.values()))
 
     async def check(self) -> None:
-        """Compare every pipeline with its stages, and serve or refuse it."""
-        await asyncio.gather(*(self._check(*item) for item in self._configs.items()))
+        """Compare every pipeline with its stages, and serve or refuse it; models alone, too."""
+        await self._find_models()
+        everything = {**self._models, **self._configs}
+        await asyncio.gather(*(self._check(*item) for item in everything.items()))
+
+    async def _find_models(self) -> None:
+        """Look which models there are: each is a pipeline of its own, with tensors in and out."""
+        if not self.stages.infer.replicas:
+            return
+        with suppress(MeshError):
+            told = await self.stages.infer.describe([])
+            served = [one.name for one in told.targets if not (one.decoupled or one.status.code)]
+            self._models = {
+                f"{name}{ALONE}" if name in self._configs else name: PipelineConfig(model=name)
+                for name in served
+            }
 
     async def _check(self, name: str, config: PipelineConfig | MeshError) -> None:
         try:
             if isinstance(config, MeshError):
                 raise Refused(str(config))
-            if not all(client.replicas for client in self._stages.all()):
+            if not all(client.replicas for client in self.stages.all()):
                 return  # nobody to ask, and health must not wait for an answer
-            pipeline = await check_pipeline(name, config, self._stages)
+            pipeline = await check_pipeline(name, config, self.stages)
         except (StageUnavailable, DeadlineExceeded):
             return  # asked again soon; what was served stays so
         except MeshError as err:
@@ -195,7 +218,7 @@ class PipelineRunner:
             self._served.pop(name, None)
             self._refused[name] = Refused(str(err))
             return
-        if name not in self._served:
+        if name not in self._served and name in self._configs:
             log.info("pipeline ready", extra={"pipeline": name})
         self._refused.pop(name, None)
         self._served[name] = pipeline

@@ -1,11 +1,12 @@
 """`inference.GRPCInferenceService`: pipelines as models, for clients of Triton and KServe.
 
-What Triton has beside and this has not yet (model control, statistics, shared memory, settings) is
-answered UNIMPLEMENTED.
+A model that a pipeline has the name of is `<name>.model`. What Triton has beside and this has not
+yet (model control, shared memory, settings) is answered UNIMPLEMENTED.
 """
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc import service_pb2 as oip
 
 from gateway.messages import message_handler
+from gateway.oip.statistics import model_statistics, statistics
 from gateway.oip.tensors import fill_outputs, inputs_of, items_of, joined, metadata
 from gateway.pipeline import GENERATE, Pipeline
 from gateway.runner import PipelineRunner
@@ -64,6 +66,7 @@ class OipService:
             "ModelReady": (oip.ModelReadyRequest, self._model_ready),
             "ModelMetadata": (oip.ModelMetadataRequest, self._model_metadata),
             "ModelConfig": (oip.ModelConfigRequest, self._model_config),
+            "ModelStatistics": (oip.ModelStatisticsRequest, self._model_statistics),
             "RepositoryIndex": (oip.RepositoryIndexRequest, self._repository_index),
         }
         return {
@@ -119,9 +122,24 @@ class OipService:
         config.model_transaction_policy.decoupled = pipeline.config.task == GENERATE
         return oip.ModelConfigResponse(config=config)
 
+    async def _model_statistics(self, message: Any, _: Request) -> Any:
+        """Tell what the pipelines' models counted, whoever asked them."""
+        names = [message.name] if message.name else self._served()
+        pipelines = [self._find(name, message.version) for name in names]
+        sums = await statistics(self._runner.stages.infer)
+        response = oip.ModelStatisticsResponse()
+        for pipeline in pipelines:
+            key = pipeline.config.model, pipeline.model_version
+            counted = sums.get(key, Counter())
+            response.model_stats.append(model_statistics(pipeline.name, key[1], counted))
+        return response
+
+    def _served(self) -> list[str]:
+        return [name for name in self._runner.models() if self._runner.is_ready(name)]
+
     async def _repository_index(self, message: Any, _: Request) -> Any:
         response = oip.RepositoryIndexResponse()
-        for name in self._runner.names():
+        for name in self._runner.models():
             try:
                 pipeline = self._runner.find(name)
             except MeshError as err:

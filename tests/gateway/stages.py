@@ -4,13 +4,17 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import grpc
+from prometheus_client import Metric
 
 from gateway.pipeline import Stages
 from mesh import WIRE_VERSION
 from mesh.client import ClientLimits, StageClient
 from mesh.errors import MeshError, NotFound
+from mesh.families import pack_families
 from mesh.grpc_types import Context
 from mesh.host import SERVER_OPTIONS
 from mesh.item import Handler, Reply, Request
@@ -18,7 +22,15 @@ from mesh.layers import errors
 from mesh.server import Limits, StageServer
 from mesh.status import abort, to_status
 from mesh.tensor import TensorSpec
-from protos.mesh.v1.stage_pb2 import DescribeRequest, DescribeResponse, Envelope, Target, TargetSpec
+from protos.mesh.v1.stage_pb2 import (
+    DescribeRequest,
+    DescribeResponse,
+    Envelope,
+    MetricsRequest,
+    MetricsResponse,
+    Target,
+    TargetSpec,
+)
 from tests.conftest import eventually
 
 IMAGE = TensorSpec("image", "BYTES", (1,))
@@ -76,6 +88,9 @@ class FakeStage:
         self.silent = False
         """`Describe` answers without the targets that it was asked for."""
         self.wire_version = WIRE_VERSION
+        self.families: list[Metric] = []
+        """What `Metrics` tells."""
+        self._tells_all = False
         self.answer: Handler = self._name_it
         self.stage = StageServer(errors(self._note), limits)
         self.stage.open()
@@ -84,6 +99,9 @@ class FakeStage:
             grpc.method_handlers_generic_handler(service, {
                 "Run": grpc.stream_stream_rpc_method_handler(
                     self.stage.run, Envelope.FromString, Envelope.SerializeToString
+                ),
+                "Metrics": grpc.unary_unary_rpc_method_handler(
+                    self._metrics, MetricsRequest.FromString, MetricsResponse.SerializeToString
                 ),
                 "Describe": grpc.unary_unary_rpc_method_handler(
                     self._describe, DescribeRequest.FromString, DescribeResponse.SerializeToString
@@ -110,7 +128,17 @@ class FakeStage:
             await abort(context, self.failure)
         asked = [] if self.silent else request.targets
         specs = [self.targets.get(target.name) or _unknown(target) for target in asked]
+        if not request.targets and self._tells_all:
+            specs = list(self.targets.values())
         return DescribeResponse(wire_version=self.wire_version, service=self.service, targets=specs)
+
+    def tell_all(self) -> None:
+        """Answer with all targets where none is named, as a stage does."""
+        self._tells_all = True
+
+    async def _metrics(self, _: MetricsRequest, __: Context) -> MetricsResponse:
+        registry: Any = SimpleNamespace(collect=lambda: self.families)
+        return pack_families(registry)
 
     async def kill(self) -> None:
         """End it without a word."""

@@ -397,6 +397,19 @@ async def test_health_is_told_while_a_stage_takes_long_to_describe(tmp_path: Pat
             await eventually(lambda: health == {"": False, "digits": False}, within_s=3)
 
 
+async def test_model_without_a_pipeline_is_one_by_itself_and_is_no_part_of_the_health(
+    tmp_path: Path,
+) -> None:
+    async with running_mesh(prepare=lambda mesh: mesh.infer.tell_all()) as mesh:
+        runner = PipelineRunner(repository(tmp_path, digits=PIPELINE), mesh.stages)
+        async with watched(runner) as health:
+            await eventually(lambda: health == {"": True, "digits": True})
+        assert (runner.names(), runner.models()) == (["digits"], ["digits", "digits.model"])
+        reply = await runner(Request("digits.model", b"tensors"))
+        assert reply.payload == b"digits(tensors)"
+        assert mesh.preprocess.requests == mesh.postprocess.requests == []
+
+
 async def test_broken_file_is_refused_even_while_no_stage_is_there(tmp_path: Path) -> None:
     async with running_mesh() as mesh:
         for fake in mesh.fakes:

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from prometheus_client.core import UnknownMetricFamily
 from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc import service_pb2 as oip
 from tritonclient.grpc.aio import InferenceServerClient
@@ -65,7 +66,7 @@ async def serving(
 
 @pytest.fixture
 async def served(tmp_path: Path) -> AsyncIterator[tuple[InferenceServerClient, FakeMesh]]:
-    async with running_mesh() as mesh:
+    async with running_mesh(prepare=lambda mesh: mesh.infer.tell_all()) as mesh:
         mesh.preprocess.answer, mesh.infer.answer, mesh.postprocess.answer = crop, score, best
         async with serving(tmp_path, mesh, **PIPELINES) as client:
             yield client, mesh
@@ -114,7 +115,7 @@ async def test_repository_tells_what_is_served_and_why_not(
     client, _ = served
     index = (await client.get_model_repository_index()).models
     found = {model.name: (model.state, model.reason) for model in index}
-    assert found["digits"] == ("READY", "")
+    assert found["digits"] == found["digits.model"] == ("READY", "")
     assert found["misfit"][0] == "UNAVAILABLE"
     assert "other" in found["misfit"][1]
 
@@ -136,6 +137,48 @@ async def test_tensors_pass_as_they_are(served: tuple[InferenceServerClient, Fak
     result = await client.infer("plain", [pixels], priority=2, timeout=5000, outputs=outputs)
     assert result.as_numpy("scores").tolist() == [[b"1.000000:1"], [b"5.000000:1"]]
     assert mesh.infer.requests[-1].parameters == b'{"priority":2,"timeout":5000}'
+
+
+async def test_model_is_reached_without_its_pipeline(
+    served: tuple[InferenceServerClient, FakeMesh],
+) -> None:
+    client, _ = served
+    pixels = given("pixels", np.full((1, 4), 7, np.uint8), "UINT8")
+    result = await client.infer("digits.model", [pixels])
+    assert result.as_numpy("scores").tolist() == [[7, 7]]
+    told = await client.get_model_metadata("digits.model")
+    assert [t.name for t in told.inputs] == ["pixels"]
+
+
+async def test_statistics_are_those_of_the_models(
+    served: tuple[InferenceServerClient, FakeMesh],
+) -> None:
+    client, mesh = served
+    labels = {"model": "digits", "version": "3"}
+    for name, value in (
+        ("nv_inference_count", 7), ("nv_inference_exec_count", 3),
+        ("nv_inference_request_success", 5), ("nv_inference_request_duration_us", 1500),
+        ("nv_inference_queue_duration_us", 200),
+    ):  # fmt: skip
+        family = UnknownMetricFamily(name, "", labels=list(labels))
+        family.add_metric(list(labels.values()), value)
+        mesh.infer.families.append(family)
+    failures = UnknownMetricFamily("nv_inference_request_failure", "", labels=[*labels, "reason"])
+    for reason, count in (("REJECTED", 2), ("BACKEND", 1)):
+        failures.add_metric([*labels.values(), reason], count)
+    mesh.infer.families.append(failures)
+    (one,) = (await client.get_inference_statistics("digits")).model_stats
+    assert (one.name, one.version, one.inference_count, one.execution_count) == (
+        "digits",
+        "3",
+        7,
+        3,
+    )
+    stats = one.inference_stats
+    assert (stats.success.count, stats.success.ns, stats.queue.ns) == (5, 1_500_000, 200_000)
+    assert stats.fail.count == 3
+    everything = await client.get_inference_statistics()
+    assert {one.name for one in everything.model_stats} == {"digits", "plain", "digits.model"}
 
 
 async def test_typed_contents_are_taken_too(
