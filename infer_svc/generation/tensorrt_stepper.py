@@ -3,7 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from infer_svc.backends.cuda import Block, Device, Stream, address_of
 from infer_svc.backends.machine import Machine
 from infer_svc.backends.ptx import KERNELS, launch
 from infer_svc.backends.shapes import rungs
+from infer_svc.backends.staging import NUMBER as ID
+from infer_svc.backends.staging import Stage, Staging, pinned
 from infer_svc.backends.tensorrt import TensorRTEngine
 from infer_svc.backends.tensorrt_context import WARM_RUNS
 from infer_svc.generation.stepper import CACHE, CROSSED
@@ -34,16 +36,6 @@ ALIGNED = 256
 """TensorRT wants each tensor at a multiple of so many bytes."""
 START, COUNT, XLEN = 64, 96, 128
 """Elements of a piece's memory where what goes with the ids lies, each aligned."""
-ID = np.dtype(np.int64)
-
-
-@dataclass(eq=False)
-class _Stage:
-    """Pinned memory for what goes to the GPU, and an event after which it may be written anew."""
-
-    numbers: Array
-    event: Any
-    used: bool = False
 
 
 @dataclass(eq=False)
@@ -63,11 +55,11 @@ class Taken:
 class _Step:
     """A step under way."""
 
-    stage: _Stage
-    """Its last two lines are the best tokens and their logits."""
+    stage: Stage
+    """In three parts of as many as there are slots: starts, ids, and the best tokens."""
     top: Array
-    rows: int = 0
-    done: Any = field(default=None)
+    """Their logits."""
+    rows: int
 
 
 class TensorRTStepper:
@@ -123,8 +115,9 @@ class TensorRTStepper:
         self._under_way: deque[_Step] = deque()
         self._blocks: dict[str, Block] = {}
         self._contexts: list[Contexts] = []
-        self._steps: deque[_Step] = deque()
-        self._stages: deque[_Stage] = deque()
+        self._tops: deque[Array] = deque()
+        self._starts: Any = None
+        self._texts: Any = None
         self._logits: Any = None
         with gpu.current():
             self._stream: Any = Stream(gpu.driver)
@@ -143,7 +136,7 @@ class TensorRTStepper:
         with self._gpu.current():
             length = next(size for size in self._lengths if size >= len(source))
             count = len(source)
-            stage = self._stage()
+            stage = self._texts.next()
             stage.numbers[:length] = 0
             stage.numbers[:count] = source
             stage.numbers[length : length + count] = 1
@@ -152,7 +145,7 @@ class TensorRTStepper:
             self._upload("input_ids", stage, 0, length)
             self._upload("attention_mask", stage, length, length)
             self._upload("xlen", stage, 2 * length, 1, at=slot)
-            self._mark(stage)
+            self._texts.mark(stage)
             self._encoder.run(length)
             for name, size in self._row_bytes.items():
                 if name.startswith(CROSSED):
@@ -170,14 +163,14 @@ class TensorRTStepper:
                     if size <= len(ids) or (size < 2 * len(ids) and start + size <= self.length)
                 )
                 piece, ids = ids[:size], ids[size:]
-                stage = self._stage()
+                stage = self._texts.next()
                 numbers = stage.numbers
                 numbers[:size] = 0
                 numbers[: len(piece)] = piece
                 numbers[START], numbers[COUNT] = start, len(piece)
                 numbers[XLEN] = self._source_counts[slot]
                 self._upload("piece", stage, 0, XLEN + 1)
-                self._mark(stage)
+                self._texts.mark(stage)
                 self._step.run((READ, size), self._piece_addresses(slot))
                 start += len(piece)
 
@@ -187,29 +180,28 @@ class TensorRTStepper:
         width = next(width for width in self._widths if width >= rows)
         with self._gpu.current():
             self._faults.at("enqueue")
-            step = self._steps[0]
-            self._steps.rotate(-1)
-            numbers, slots = step.stage.numbers, self.slots
+            stage, top = self._starts.next(), self._tops[0]
+            self._tops.rotate(-1)
+            numbers, slots = stage.numbers, self.slots
             numbers[:rows] = start
             numbers[rows:width] = 0
-            self._upload("start", step.stage, 0, width)
+            self._upload("start", stage, 0, width)
             for first, known in _runs(ids):
                 begin = slots + first
                 numbers[begin : begin + len(known)] = known
-                self._upload("ids", step.stage, begin, len(known), at=first)
+                self._upload("ids", stage, begin, len(known), at=first)
             self._step.run((WRITE, width))
             handle, best = self._stream.handle, self._blocks["best"].address
             self._library.copy(self._blocks["ids"].address, best, width * ID.itemsize, handle)
             home = address_of(numbers) + 2 * slots * ID.itemsize
             self._library.to_host(home, best, rows * ID.itemsize, handle)
-            top = self._blocks["top"].address
-            self._library.to_host(address_of(step.top), top, rows * step.top.itemsize, handle)
+            tops = self._blocks["top"].address
+            self._library.to_host(address_of(top), tops, rows * top.itemsize, handle)
             for kernel in KERNELS:
                 if self._faults.hits(kernel):
                     launch(self._gpu.driver, kernel, self._stream)
-            step.stage.event.record(self._stream.pycuda)
-            step.rows = rows
-            self._under_way.append(step)
+            self._starts.mark(stage)
+            self._under_way.append(_Step(stage, top, rows))
 
     def take(self) -> Taken:
         """Sleep until the oldest step is done."""
@@ -266,13 +258,21 @@ class TensorRTStepper:
                 self._contexts.pop().free()
             while self._blocks:
                 self._blocks.popitem()[1].free()
-            # No reference may stay: PyCUDA ends its objects only where the context is current.
-            self._steps.clear()
-            self._stages.clear()
-            self._under_way.clear()
-            self._stream = self._logits = None
+            self._forget()
         for engine in self._engines:
             engine.close()
+
+    def _forget(self) -> None:
+        """Drop all that PyCUDA made: it ends its objects only where the context is current."""
+        for staging in (self._starts, self._texts):
+            if staging is not None:
+                staging.free()
+        if self._logits is not None:
+            size = sum(memory.nbytes for memory in (*self._tops, self._logits))
+            self._gpu.count(pinned_bytes=-size)
+        self._under_way.clear()
+        self._tops.clear()
+        self._stream = self._logits = self._starts = self._texts = None
 
     def _open(self, step: TensorRTEngine, encoder: TensorRTEngine | None, machine: Machine) -> None:
         dtype = np.dtype(NUMPY_DTYPES[self._outputs["logits"].dtype])
@@ -284,15 +284,17 @@ class TensorRTStepper:
         sizes |= {"unread best": ALIGNED, "unread top": ALIGNED}
         sizes["unread logits"] = self.vocabulary * dtype.itemsize
         self._allocate(sizes)
-        self._logits = self._pinned(self.vocabulary, dtype)
-        for _ in range(AHEAD + 1):
-            stage = self._new_stage(3 * self.slots)
-            self._steps.append(_Step(stage, self._pinned(self.slots, dtype)))
-        for _ in range(STAGES):
-            self._stages.append(self._new_stage(max(2 * self.source_length, XLEN) + 1))
+        self._logits = pinned(self._gpu, self.vocabulary, dtype)
+        self._tops.extend(pinned(self._gpu, self.slots, dtype) for _ in range(AHEAD + 1))
+        self._starts = Staging(self._gpu, self._stream, AHEAD + 1, 3 * self.slots)
+        longest = max(2 * self.source_length, XLEN) + 1
+        self._texts = Staging(self._gpu, self._stream, STAGES, longest)
         self._step = self._new_contexts(step, machine)
         self._encoder = self._new_contexts(encoder, machine) if encoder is not None else None
-        self._fill("count", 1)
+        ones = self._starts.next()
+        ones.numbers[: self.slots] = 1
+        self._upload("count", ones, 0, self.slots)
+        self._stream.wait()
         self._make_steps()
         if encoder is not None:
             self._make_encoder(encoder)
@@ -301,7 +303,7 @@ class TensorRTStepper:
             engine.settle()
 
     def _make_steps(self) -> None:
-        specs = [spec for spec in self._engines[0].inputs]
+        specs = self._engines[0].inputs
         for width in self._widths:
             shapes = {spec.name: _sized(spec, width, 1) for spec in specs}
             self._step.make((WRITE, width), 0, shapes, self._addresses())
@@ -311,10 +313,7 @@ class TensorRTStepper:
             self._step.make((READ, size), 0, shapes, self._piece_addresses(0), graphs=False)
 
     def _make_encoder(self, encoder: TensorRTEngine) -> None:
-        """Make the contexts of the encoder, which writes into a row of its own.
-
-        That has always the same place, as its graphs need; it is copied to a slot's row then.
-        """
+        """Make the encoder's contexts: their graphs write into one row, copied to a slot's then."""
         assert self._encoder is not None
         self._lengths = self._encoder.lengths("input_ids")
         texts = ("input_ids", "attention_mask")
@@ -341,7 +340,8 @@ class TensorRTStepper:
                 self.put([0] * width, [0] * width)
                 self.take()
         self._stream.wait()
-        self._step.capture()
+        for contexts in self._contexts:
+            contexts.capture()
 
     def _addresses(self) -> dict[str, int]:
         """Return where a step of the first slots has its tensors."""
@@ -358,47 +358,16 @@ class TensorRTStepper:
         places = {"ids": 0, "start": START, "count": COUNT, "xlen": XLEN}
         return found | {name: at["piece"] + place * ID.itemsize for name, place in places.items()}
 
-    def _stage(self) -> _Stage:
-        """Return pinned memory that nothing is copied from any more."""
-        stage = self._stages[0]
-        self._stages.rotate(-1)
-        if stage.used:
-            stage.event.synchronize()
-        return stage
-
-    def _mark(self, stage: _Stage) -> None:
-        stage.used = True
-        stage.event.record(self._stream.pycuda)
-
-    def _upload(self, name: str, stage: _Stage, begin: int, count: int, at: int = 0) -> None:
+    def _upload(self, name: str, stage: Stage, begin: int, count: int, at: int = 0) -> None:
         """Queue the copy of some numbers of a stage to a block, from an element of it on."""
-        source = address_of(stage.numbers) + begin * ID.itemsize
         target = self._blocks[name].address + at * ID.itemsize
-        self._library.to_device(target, source, count * ID.itemsize, self._stream.handle)
-
-    def _fill(self, name: str, value: int) -> None:
-        stage = self._steps[0].stage
-        stage.numbers[: self.slots] = value
-        self._upload(name, stage, 0, self.slots)
-        self._stream.wait()
+        self._texts.upload(stage, begin, count, target)
 
     def _allocate(self, sizes: Mapping[str, int]) -> None:
         """Allocate blocks of zeros: no bits may be a NaN, which no mask makes harmless."""
         for name, size in sizes.items():
             block = self._blocks[name] = Block(self._gpu, size)
             self._library.zero(block.address, block.size, self._stream.handle)
-
-    def _pinned(self, count: int, dtype: np.dtype[Any]) -> Array:
-        driver = self._gpu.driver
-        memory: Array = driver.pagelocked_empty(
-            count, dtype, mem_flags=driver.host_alloc_flags.PORTABLE
-        )
-        return memory
-
-    def _new_stage(self, count: int) -> _Stage:
-        driver = self._gpu.driver
-        event = driver.Event(driver.event_flags.BLOCKING_SYNC)
-        return _Stage(self._pinned(count, ID), event)
 
     def _new_contexts(self, engine: TensorRTEngine, machine: Machine) -> Contexts:
         self._contexts.append(made := engine.contexts(self._stream, machine))

@@ -1,0 +1,70 @@
+"""Which networks a model that generates gets, and what its engines are built for."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from infer_svc.backends.machine import Machine
+from infer_svc.backends.tensorrt import tensorrt_api
+from infer_svc.build.order import declared_inputs
+from infer_svc.config import Instances
+from infer_svc.generation import engines
+from infer_svc.generation.engines import ENCODER, STEP, encoder_profiles, open_stepper, step_profile
+from infer_svc.generation.stepper import OrtStepper
+from mesh.errors import SettingsError
+from tests.infer_svc.generation.networks import BART_LENGTH, SOURCE
+from tests.infer_svc.generation.test_generator import model_config, write_version
+
+MODELS = Path(__file__).parents[3] / "models"
+
+
+def test_cpu_is_the_default_with_or_without_an_encoder(tmp_path: Path) -> None:
+    for name, source in (("gpt2", 0), ("bart", SOURCE)):
+        version = write_version(tmp_path / name, name, {})
+        stepper = open_stepper(version, model_config(name), Machine())
+        assert isinstance(stepper, OrtStepper)
+        assert stepper.source_length == source
+
+
+@pytest.mark.parametrize(
+    ("backend", "gpus", "match"),
+    [
+        ("python", (), "wants the backend 'python'"),
+        ("tensorrt", (0, 1), r"GPUs \[0, 1\], but generates on one.*--gpu-each"),
+        ("tensorrt", (0,), "this process has no engines"),
+    ],
+)
+def test_what_cannot_be_had_is_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    gpus: tuple[int, ...],
+    match: str,
+) -> None:
+    monkeypatch.setattr(engines, "places", lambda config: dict.fromkeys(gpus, 1))
+    version = write_version(tmp_path / "1", "bart", {})
+    config = replace(model_config("m"), backend=backend, instances=(Instances(1, gpus),))
+    with pytest.raises(SettingsError, match=match):
+        open_stepper(version, config, Machine())
+
+
+def test_profiles_are_for_all_slots_for_pieces_and_for_each_length(tmp_path: Path) -> None:
+    version = write_version(tmp_path / "1", "bart", {})
+    step = step_profile(declared_inputs(version / STEP), 8)
+    assert step["ids"] == ((1, 1), (8, 1), (8, BART_LENGTH))
+    assert step["k_0"][2][0] == step["xk_0"][2][0] == step["xlen"][2][0] == 8
+    lengths = encoder_profiles(declared_inputs(version / ENCODER), (4, 8, 500), SOURCE)
+    assert [profile["input_ids"][1] for profile in lengths] == [(1, 4), (1, 8), (1, SOURCE)]
+    assert all(profile["xk_0"][0] == profile["xk_0"][2] for profile in lengths)
+
+
+@pytest.mark.parametrize(
+    "file", ["dates/1/encoder.onnx", "dates/1/step.onnx", "numbers/1/step.onnx"]
+)
+def test_tensorrt_builds_the_models_of_the_demo(file: str) -> None:
+    inputs = declared_inputs(MODELS / file)
+    profiles = (
+        encoder_profiles(inputs, (16, 32), 64) if "encoder" in file else [step_profile(inputs, 32)]
+    )
+    assert len(tensorrt_api().build(MODELS / file, profiles)) > 100_000
