@@ -12,6 +12,7 @@ from gateway.answers import TYPED_CALLS, TypedCall, generate_end, generate_param
 from gateway.late_trace import LateTraces
 from gateway.messages import message_handler
 from gateway.metrics import metering, watch_admissions
+from gateway.oip.service import NAME as OIP
 from gateway.oip.service import OipService
 from gateway.pipeline import GENERATE
 from gateway.runner import PipelineRunner
@@ -27,6 +28,8 @@ from protos.mesh.v1.stage_pb2 import Envelope
 from protos.mesh.v1.tensor_pb2 import Tensors
 
 NAME = "mesh.v1.Mesh"
+TEXTS = (f"{NAME}/Generate", f"{OIP}/ModelStreamInfer")
+"""Methods whose answers come bit by bit."""
 
 
 class MeshService:
@@ -58,7 +61,7 @@ class MeshService:
         watch_admissions(admissions)
         admitted = admitting(admissions)
         self._item = stack(runner, [metering(), errors, admitted])
-        streamed = [metering(), *self._layers("Stream"), admitted]
+        streamed = [metering(), *self._layers(f"{NAME}/Stream"), admitted]
         self.streams = StageServer(stack(runner, streamed), limits)
         self.streams.open()
 
@@ -74,7 +77,7 @@ class MeshService:
             "Generate": streaming_method(
                 stack(
                     message_handler(mesh_pb2.GenerateRequest, self._generate),
-                    self._layers("Generate"),
+                    self._layers(f"{NAME}/Generate"),
                 ),
                 "Generate",
             ),
@@ -89,15 +92,14 @@ class MeshService:
 
     def oip_methods(self) -> Methods:
         """Return the methods of the Open Inference Protocol."""
-        return OipService(self._runner, self._item, self._tracer).methods()
+        return OipService(self._runner, self._item, self._layers).methods()
 
     def _traced(self, name: str, handler: Handler) -> Method:
-        return unary_method(stack(handler, self._layers(name)), name)
+        return unary_method(stack(handler, self._layers(f"{NAME}/{name}")), name)
 
-    def _layers(self, name: str) -> list[Layer]:
-        method = f"{NAME}/{name}"
+    def _layers(self, method: str) -> list[Layer]:
         # A text takes its time.
-        slow = name != "Generate"
+        slow = method not in TEXTS
         late = [self._late.layer(method, slow=slow)] if self._late is not None else []
         return [*late, *standard_layers(self._tracer, method)]
 

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
-from opentelemetry.trace import Tracer
 from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc import service_pb2 as oip
 
@@ -23,8 +22,8 @@ from gateway.runner import PipelineRunner
 from mesh import __version__
 from mesh.errors import MeshError, NotFound, Overloaded, StageUnavailable
 from mesh.grpc_types import Context, Method, Methods
-from mesh.item import Handler, Reply, Request
-from mesh.layers import errors, logging_failures, stack, standard_layers
+from mesh.item import Handler, Layer, Reply, Request
+from mesh.layers import errors, logging_failures, stack
 from mesh.status import to_status
 from mesh.unary import request_of, unary_method
 from protos.mesh.v1.tensor_pb2 import Tensors
@@ -46,13 +45,15 @@ class OipService:
     Args:
         runner: of the pipelines.
         item: runs one item, with the layers of every item.
-        tracer: of the process.
+        layers: returns those of a call, given the method's full name.
     """
 
-    def __init__(self, runner: PipelineRunner, item: Handler, tracer: Tracer) -> None:
+    def __init__(
+        self, runner: PipelineRunner, item: Handler, layers: Callable[[str], list[Layer]]
+    ) -> None:
         self._runner = runner
         self._item = item
-        self._tracer = tracer
+        self._call_layers = layers
         self._infer = stack(
             message_handler(oip.ModelInferRequest, self._model_infer), self._layers("ModelInfer")
         )
@@ -79,8 +80,8 @@ class OipService:
             ),
         }
 
-    def _layers(self, name: str) -> list[Any]:
-        return [*standard_layers(self._tracer, f"{NAME}/{name}"), _as_triton]
+    def _layers(self, name: str) -> list[Layer]:
+        return [*self._call_layers(f"{NAME}/{name}"), _as_triton]
 
     def _plain(self, name: str, handler: Handler) -> Method:
         return unary_method(stack(handler, [logging_failures(f"{NAME}/{name}"), errors]), name)

@@ -20,7 +20,7 @@ from gateway.runner import PipelineRunner
 from mesh import __version__
 from mesh.errors import EngineError, MeshError, Overloaded
 from mesh.item import Reply, Request
-from mesh.layers import errors, stack
+from mesh.layers import errors, stack, standard_layers
 from mesh.tensor import bytes_tensor, pack, unpack
 from tests.gateway import generating
 from tests.gateway.stages import PIPELINE, FakeMesh, repository, running_mesh
@@ -52,7 +52,10 @@ async def serving(
 ) -> AsyncIterator[InferenceServerClient]:
     runner = PipelineRunner(repository(folder, **pipelines), mesh.stages)
     await runner.check()
-    service = OipService(runner, stack(runner, [errors]), Spans().tracer)
+    tracer = Spans().tracer
+    service = OipService(
+        runner, stack(runner, [errors]), lambda method: standard_layers(tracer, method)
+    )
     server = grpc.aio.server()
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(NAME, service.methods()),)
