@@ -1,6 +1,7 @@
 """Turns tokens of many generations into text by few calls: one item carries all that wait."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -8,11 +9,13 @@ from itertools import chain
 import numpy as np
 
 from mesh.client import StageClient
-from mesh.errors import InvalidInput, MeshError
+from mesh.errors import InternalError, InvalidInput, MeshError
 from mesh.item import Request
 from mesh.layers import NO_TRACE
 from mesh.tensor import Array, Tensors, TensorSpec, bytes_tensor, pack, unpack
 from protos.mesh.v1.stage_pb2 import Target
+
+log = logging.getLogger(__name__)
 
 MOST = 2
 """Items under way: while one is at a replica that is slow, others' tokens do not wait for it."""
@@ -128,24 +131,20 @@ class Detokenizer:
 
     async def _read(self, rows: "list[Row]") -> None:
         try:
-            answer = await self._ask(rows)
+            _grow(rows, await self._ask(rows))
         except InvalidInput as err:
             # One that cannot be read must not end the others.
             if len(rows) == 1:
                 rows[0][0].fail(err)
             else:
                 await asyncio.gather(*(self._read([row]) for row in rows))
-            return
         except MeshError as err:
             for text, *_ in rows:
                 text.fail(type(err)(str(err)))  # one raised twice keeps every traceback
-            return
-        tails = np.split(answer["tail_ids"], np.cumsum(answer["tail_counts"])[:-1])
-        columns = zip(
-            rows, answer["text"], tails, answer["read_offset"], answer["stopped"], strict=True
-        )
-        for (text, *_, all_), piece, tail, offset, stopped in columns:
-            text.grow(piece.decode(), tail, int(offset), stopped=bool(stopped), all_=all_)
+        except Exception:  # the task's boundary: nobody may wait for ever
+            log.exception("tokens cannot be read")
+            for text, *_ in rows:
+                text.fail(InternalError("internal error; the server's log has the traceback"))
 
     async def _ask(self, rows: "list[Row]") -> Tensors:
         payload = pack({
@@ -170,3 +169,13 @@ class Detokenizer:
 
 Row = tuple[Text, Array, int, list[int], bool]
 """A text and what its `take` returned."""
+
+
+def _grow(rows: Sequence[Row], answer: Tensors) -> None:
+    """Give each text what an answer has for it."""
+    tails = np.split(answer["tail_ids"], np.cumsum(answer["tail_counts"])[:-1])
+    columns = zip(
+        rows, answer["text"], tails, answer["read_offset"], answer["stopped"], strict=True
+    )
+    for (text, *_, all_), piece, tail, offset, stopped in columns:
+        text.grow(piece.decode(), tail, int(offset), stopped=bool(stopped), all_=all_)

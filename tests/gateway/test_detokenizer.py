@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from gateway.detokenizer import MOST, Detokenizer, Text
-from mesh.errors import EngineError, InvalidInput
+from mesh.errors import EngineError, InternalError, InvalidInput
 from mesh.item import Reply, Request
-from mesh.tensor import unpack
+from mesh.tensor import bytes_tensor, pack, unpack
 from protos.mesh.v1.stage_pb2 import Target
 from tests.conftest import eventually
 from tests.gateway.generating import detokenize, generating_mesh
@@ -140,6 +140,18 @@ async def test_stage_that_fails_fails_the_texts_it_had_and_the_next_are_read() -
         reader = Reader(detokenizer)
         reader.end()
         assert await reader.text.done is False
+
+
+async def test_answer_that_is_none_leaves_nobody_waiting() -> None:
+    async def garble(_: Request) -> Reply:
+        return Reply(pack({"text": bytes_tensor(b"x")}))
+
+    async with reading() as (detokenizer, mesh):
+        mesh.postprocess.answer = garble
+        reader = Reader(detokenizer)
+        reader.add(b"x")
+        with pytest.raises(InternalError):
+            await asyncio.wait_for(asyncio.shield(reader.text.done), 5)
 
 
 async def test_text_that_is_done_is_read_no_more() -> None:
