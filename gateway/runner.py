@@ -103,7 +103,7 @@ class PipelineRunner:
             raise Refused(str(self._refused[name]))  # one raised twice keeps every traceback
         if name in self._configs or name in self._models:
             raise StageUnavailable(f"pipeline {name!r} waits for its stages; try again in a moment")
-        raise NotFound(f"pipeline {name!r} is not known; there are {sorted(self._configs)}")
+        raise NotFound(f"pipeline {name!r} is not known; there are {self.models()}")
 
     def find_task(self, task: str, name: str) -> Pipeline:
         """Return the pipeline of a typed call.
@@ -124,11 +124,12 @@ class PipelineRunner:
                     f"{task!r}; use Run"
                 )
             return pipeline
-        names = [
+        able = [
             name
             for name, config in self._configs.items()
             if isinstance(config, PipelineConfig) and config.task == task
         ]
+        names = [name for name in able if name not in self._refused] or able
         if len(names) > 1:
             raise InvalidInput(f"name one of the pipelines {names}, as several do {task!r}")
         if not names:

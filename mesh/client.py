@@ -383,7 +383,7 @@ class StageClient:
             if self._lost.get(link.address) != link.reason:
                 self._lost[link.address] = link.reason
                 fields = {"stage": self.stage, "replica": link.address, "reason": link.reason}
-                log.info("link ended", extra=fields)
+                log.log(logging.INFO if link.met else logging.DEBUG, "link ended", extra=fields)
             self._on_change()
 
     def _no_replica(self) -> StageUnavailable:

@@ -163,8 +163,8 @@ def serve_metrics(port: int, registry: Collector = REGISTRY) -> None:
         start_http_server(port, registry=registry)
     except OSError as err:
         raise SettingsError(
-            f"cannot serve metrics at port {port}: {err.strerror}; choose another for the setting "
-            "METRICS_PORT of this service, or 0 for none"
+            f"cannot serve metrics at port {port}: {err.strerror}; choose another with "
+            "GATEWAY_METRICS_PORT (a stage's variable has its own name), or 0 for none"
         ) from err
 
 

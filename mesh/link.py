@@ -92,6 +92,8 @@ class Link:
         """The stream is gone."""
         self.reason = ""
         """Why it is gone."""
+        self.met = False
+        """The replica has answered once; until then it may still be starting."""
         self._session = uuid.uuid4().hex
         self._slots: Slots | None = None
         self._method = method
@@ -224,6 +226,7 @@ class Link:
         first = await stream.read()  # a replica that still loads grants nothing
         if not isinstance(first, Envelope):
             raise StageUnavailable("it closed the stream at once")
+        self.met = True
         self._take(first, Assembler())
 
     async def _read(self, stream: Stream) -> None:

@@ -13,7 +13,7 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.trace import SpanKind
 
 from mesh import telemetry
-from mesh.errors import MeshError, StageUnavailable
+from mesh.errors import MeshError
 from mesh.settings import TelemetrySettings, load
 from mesh.status import from_rpc_error, to_status
 
@@ -56,8 +56,12 @@ class MeshClient:
         self._channel = grpc.insecure_channel(gateway, options)
         self._tracing: telemetry.Tracing | None = None
         if traced:
+            settings = load(TelemetrySettings)
             exporter = OTLPSpanExporter(endpoint=f"http://{gateway}", timeout=2)
-            self._tracing = telemetry.configure("client", load(TelemetrySettings), exporter)
+            self._tracing = telemetry.configure("client", settings, exporter)
+            if not settings.exports:
+                # A gateway that is away takes no spans either, and one error is enough.
+                logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
 
     def __enter__(self) -> "MeshClient":
         return self
@@ -68,9 +72,6 @@ class MeshClient:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        if isinstance(error, StageUnavailable):
-            # A gateway that is away takes no spans either, and one error is enough.
-            logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
         if self._tracing is not None:
             self._tracing.shutdown()
         self._channel.close()

@@ -227,6 +227,8 @@ class OipService:
                 answer.put_nowait(oip.ModelStreamInferResponse(infer_response=piece))
 
             last = await self._answer(given, request, emit if decoupled else None)
+            if decoupled:
+                _leave_out_text(last)
             if decoupled or given.parameters[WANTS_FINAL].bool_param:
                 last.parameters[FINAL].bool_param = True
             return Reply(last.SerializeToString())
@@ -241,6 +243,13 @@ class OipService:
             response.infer_response.MergeFromString(reply.payload)
         answer.put_nowait(response)
         answer.put_nowait(None)
+
+
+def _leave_out_text(last: Any) -> None:
+    """Empty the text of the last response of a stream: it came bit by bit."""
+    for index, output in enumerate(last.outputs):
+        if output.name == "text":
+            last.raw_output_contents[index] = bytes(4)  # one element, of no bytes
 
 
 def _inputs(pipeline: Pipeline) -> list[Any]:

@@ -23,7 +23,7 @@ from infer_svc.generation.settings import (
 )
 from infer_svc.generation.stepper import Stepper
 from infer_svc.metrics import ModelMetrics, reason_of
-from mesh.errors import EngineError, InvalidInput, SettingsError
+from mesh.errors import DeadlineExceeded, EngineError, InvalidInput, SettingsError
 from mesh.item import Reply, Request, Timings
 from mesh.tensor import Array, Tensors, TensorSpec, bytes_tensor, pack, unpack
 
@@ -118,7 +118,9 @@ class Generator:
             raise
         read = tensors["input_ids"].shape[1]
         self.metrics.finished(finish, read, count - len(prompt.emitted))
-        self._served.answered(1, finish.ended - finish.asked)
+        queue_s, run_s = finish.admitted - finish.asked, finish.ended - finish.admitted
+        self._served.batch(requests=1, rows=1, queue_s=queue_s, run_s=run_s)
+        self._served.answered(1, queue_s + run_s)
         return self._last(finish, prompt, read, count)
 
     def is_stuck(self, hang_s: float) -> bool:
@@ -163,8 +165,9 @@ class Generator:
         return reply
 
     def _fail(self, error: BaseException) -> None:
+        late = "deadline" if isinstance(error, DeadlineExceeded) else "error"
         gone = isinstance(error, asyncio.CancelledError)
-        self.metrics.finishes["cancelled" if gone else "error"] += 1
+        self.metrics.finishes["cancelled" if gone else late] += 1
         self._served.failed(1, reason_of(error))
 
 

@@ -1,6 +1,7 @@
 """Makes a model's folder from a Hugging Face folder: tokenizer, graphs, configs, pipeline."""
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from infer_svc.config import MOST_SLOTS
 from infer_svc.generation.bart import Bart
 from infer_svc.generation.engines import ENCODER, STEP
 from infer_svc.generation.gpt2 import gpt2_step
@@ -67,13 +69,15 @@ def import_folder(source: Path, models: Path, wanted: Wanted) -> Imported:
             such a model already.
     """
     target = models / wanted.name
+    _check_wishes(wanted)
     if target.exists():
         raise SettingsError(f"{target} is there already; give another --name, or remove it")
-    if not models.is_dir():
-        raise SettingsError(f"model repository {models} is no folder; give one with --models DIR")
+    if not source.is_dir():
+        raise SettingsError(f"{source} is no folder; give one as save_pretrained writes it")
     config = _read(source / "config.json")
     _check_kind(config, wanted)
     weights = _weights(source, wanted)
+    _make_repository(models)
     with tempfile.TemporaryDirectory(dir=models, prefix=".import-") as scratch:
         folder = Path(scratch) / wanted.name
         version = folder / "1"
@@ -83,9 +87,29 @@ def import_folder(source: Path, models: Path, wanted: Wanted) -> Imported:
         _write_generation_config(source, config, version)
         _write_tokenizer(source, folder / "tokenizer")
         (folder / "config.pbtxt").write_text(_model_config(wanted))
-        (folder / "pipeline.yaml").write_text(_pipeline(wanted, source_length or length))
+        (folder / "pipeline.yaml").write_text(_pipeline(wanted, length, source_length))
         folder.rename(target)
     return Imported(target, made, _cache_bytes(config, length, source_length, wanted))
+
+
+def _check_wishes(wanted: Wanted) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", wanted.name):
+        raise SettingsError(
+            f"the name {wanted.name!r} came, wanted letters, digits, '_', '-' and '.'; give one "
+            "with --name"
+        )
+    if not 1 <= wanted.slots <= MOST_SLOTS:
+        raise SettingsError(f"{wanted.slots} slots came, wanted 1 to {MOST_SLOTS}")
+    for name in ("length", "source_length"):
+        if getattr(wanted, name) < 0:
+            raise SettingsError(f"a {name} of {getattr(wanted, name)} came, wanted 0 or more")
+
+
+def _make_repository(models: Path) -> None:
+    try:
+        models.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise SettingsError(f"model repository {models} cannot be made: {err.strerror}") from err
 
 
 def _check_kind(config: Mapping[str, Any], wanted: Wanted) -> None:
@@ -214,11 +238,16 @@ parameters {{
 """
 
 
-def _pipeline(wanted: Wanted, length: int) -> str:
+def _pipeline(wanted: Wanted, length: int, source_length: int) -> str:
+    # A text that is encoded may end early; one that goes on must not, and leaves room for a token.
+    limit = (
+        f"max_length: {source_length}" if source_length
+        else f"max_length: {length - 1}, truncate: false"
+    )  # fmt: skip
     return f"""task: generate
 preprocess:
   op: tokenize
-  parameters: {{folder: {wanted.name}/tokenizer, max_length: {length}}}
+  parameters: {{folder: {wanted.name}/tokenizer, {limit}}}
 model: {wanted.name}
 postprocess:
   op: detokenize
@@ -231,7 +260,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:
-        raise SettingsError(f"{path} cannot be read: {err}") from err
+        why = err.strerror if isinstance(err, OSError) else err
+        raise SettingsError(f"{path} cannot be read: {why}") from err
     if not isinstance(found, dict):
         raise SettingsError(f"{path} is no JSON object")
     return found

@@ -50,7 +50,7 @@ class GenerationMetrics:
     tokens: Counter[str] = field(default_factory=Counter)
     """By `input` and `output`."""
     finishes: Counter[str] = field(default_factory=Counter)
-    """By reason: `stop`, `length`, `cancelled`, `error`."""
+    """By reason: `stop`, `length`, `cancelled`, `deadline`, `error`."""
     first: Tally = field(default_factory=lambda: Tally(FIRST_BOUNDS))
     token: Tally = field(default_factory=lambda: Tally(TOKEN_BOUNDS))
     request: Tally = field(default_factory=lambda: Tally(REQUEST_BOUNDS))

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 from mesh.errors import MeshError
 
@@ -17,6 +18,8 @@ COMMANDS = {
 light."""
 
 
+INTERRUPTED, PIPE_BROKEN = 130, 141
+"""Exit statuses, as a shell has them."""
 NOBODY = "failed to connect to all addresses"
 """What gRPC says where nobody listens."""
 
@@ -30,6 +33,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="trtmesh", description="Serve models as a mesh of gRPC services."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    try:
+        return _run(parser, commands, words)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # as `head` leaves it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_BROKEN
+
+
+def _run(parser: argparse.ArgumentParser, commands: Any, words: list[str]) -> int:
     wanted = [COMMANDS[word] for word in words[:1] if word in COMMANDS]
     for module in wanted or dict.fromkeys(COMMANDS.values()):
         import_module(f"mesh.cli.{module}").add_commands(commands)
@@ -39,8 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MeshError as err:
         print(f"trtmesh: {_explained(str(err), arguments)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
     return status
 
 

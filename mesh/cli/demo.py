@@ -3,14 +3,15 @@
 import argparse
 import asyncio
 import os
+import shlex
 import sys
 from pathlib import Path
 
 from mesh.cli.options import Commands, say
-from mesh.cli.up import wait_ready
+from mesh.cli.up import check_models, wait_ready
 from mesh.errors import MeshError, StageUnavailable
 from mesh.port import free_ports
-from mesh.supervisor import Supervisor
+from mesh.supervisor import SERVICES, Supervisor
 
 START_S = 90
 DATE = "vendredi 27 novembre 2026"
@@ -31,8 +32,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _demo(models: Path, save: Path) -> int:
+    check_models(models)
     gateway = f"127.0.0.1:{free_ports(1)[0]}"
-    environment = {**os.environ, "GATEWAY_METRICS_PORT": "0"}  # noqa: TID251 passed on
+    quiet = {f"{service.upper()}_LOG_LEVEL": "WARNING" for service in SERVICES}
+    environment = {**quiet, **os.environ, "GATEWAY_METRICS_PORT": "0"}  # noqa: TID251 passed on
     supervisor = Supervisor(models, {}, environment, gateway, say)
     supervisor.start()
     try:
@@ -60,7 +63,7 @@ async def _demo(models: Path, save: Path) -> int:
 
 async def _ask(command: list[str], gateway: str) -> None:
     """Run one command as a user would, in a process of its own."""
-    print(f"\n$ trtmesh {' '.join(command)}", flush=True)
+    print(f"\n$ trtmesh {shlex.join(command)}", flush=True)
     if command[0] == "trace":
         await asyncio.sleep(1.5)  # spans of the last request are on their way
     process = await asyncio.create_subprocess_exec(

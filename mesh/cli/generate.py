@@ -4,10 +4,11 @@ import argparse
 import sys
 
 from mesh.cli.options import Commands, add_gateway
-from mesh.errors import InvalidInput
+from mesh.errors import DeadlineExceeded, InvalidInput
 from mesh.sync_client import MeshClient
 from protos.mesh.v1 import mesh_pb2
 
+TIMEOUT_S = 120.0
 NUMBERS = {
     "max_tokens": (int, "N", "at most so many"),
     "temperature": (float, "T", "0: the best token every time"),
@@ -20,23 +21,33 @@ NUMBERS = {
 
 def add_commands(commands: Commands) -> None:
     """Add the command to the command line."""
-    parser = commands.add_parser("generate", help="continue or answer a text")
-    parser.add_argument("text", metavar="TEXT")
+    parser = commands.add_parser(
+        "generate", help="continue or answer a text",
+        description="Shows what a model makes of a text, as it comes.",
+        epilog='trtmesh generate "vendredi 27 novembre 2026" --pipeline dates; '
+        'trtmesh generate "48213 =" --pipeline numbers',
+    )  # fmt: skip
+    parser.add_argument("text", metavar="TEXT", help="for the model; -: from standard input")
     parser.add_argument("--pipeline", default="", help="when several generate")
     for name, (kind, metavar, text) in NUMBERS.items():
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=kind, metavar=metavar, help=text)
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends it")
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="ends it and is not shown; may be given several times",
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="tell how it ended, and where")
-    add_gateway(parser)
+    add_gateway(parser, TIMEOUT_S)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Show a generation; Ctrl-C ends it, here and at the model."""
-    request = mesh_pb2.GenerateRequest(
-        pipeline=arguments.pipeline, text=arguments.text, stop=arguments.stop
-    )
+    text = sys.stdin.read() if arguments.text == "-" else arguments.text
+    request = mesh_pb2.GenerateRequest(pipeline=arguments.pipeline, text=text, stop=arguments.stop)
     for name in NUMBERS:
         if (value := getattr(arguments, name)) is not None:
             try:
@@ -45,11 +56,20 @@ def run(arguments: argparse.Namespace) -> int:
                 flag = name.replace("_", "-")
                 raise InvalidInput(f"--{flag} {value} cannot be sent: {err}") from None
     response = mesh_pb2.GenerateResponse()
+    begun = False
     with MeshClient(arguments.gateway, arguments.timeout, traced=True) as client:
-        for response in client.stream("Generate", request, mesh_pb2.GenerateResponse):
-            sys.stdout.write(response.text)
-            sys.stdout.flush()
-    sys.stdout.write("\n")
+        try:
+            for response in client.stream("Generate", request, mesh_pb2.GenerateResponse):
+                sys.stdout.write(response.text)
+                sys.stdout.flush()
+                begun = True
+        except DeadlineExceeded as err:
+            raise DeadlineExceeded(
+                f"not finished in {arguments.timeout:g} s; see --timeout ({err})"
+            ) from None
+        finally:
+            if begun:
+                sys.stdout.write("\n")
     if arguments.verbose:
         print(
             f"{response.finish_reason} after {response.completion_tokens} tokens; the text had "

@@ -17,10 +17,10 @@ def add_commands(commands: Commands) -> None:
     )  # fmt: skip
     parser.add_argument("format", choices=["hf"], help="what the folder is")
     # The program parses them: what there is to say is written once.
-    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="…")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="FOLDER …", help="and options")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the program to its end; return its exit status."""
-    return follow([*PROGRAM, arguments.format, *arguments.rest])
+    return follow([*PROGRAM, *arguments.rest])

@@ -12,10 +12,16 @@ else:
 DEFAULT_GATEWAY = "127.0.0.1:8001"
 
 
-def add_gateway(parser: argparse.ArgumentParser) -> None:
-    """Add the option that says where the gateway is."""
-    parser.add_argument("--gateway", default=DEFAULT_GATEWAY, metavar="HOST:PORT")
-    parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS")
+def add_gateway(parser: argparse.ArgumentParser, timeout_s: float = 30.0) -> None:
+    """Add the options that say where the gateway is, and how long to wait for it."""
+    parser.add_argument(
+        "--gateway", default=DEFAULT_GATEWAY, metavar="HOST:PORT",
+        help=f"default: {DEFAULT_GATEWAY}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--timeout", type=float, default=timeout_s, metavar="SECONDS",
+        help=f"default: {timeout_s:g}",
+    )  # fmt: skip
 
 
 def say(line: str) -> None:

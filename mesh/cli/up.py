@@ -19,16 +19,25 @@ from mesh.errors import EngineError, InvalidInput, SettingsError
 from mesh.settings import Workers, load
 from mesh.supervisor import SERVICES, Supervisor
 
+HINT_S = 30.0
+HINT = "no pipeline serves yet; `trtmesh models` says what is refused and why, the log what fails"
+
 
 def add_commands(commands: Commands) -> None:
     """Add `up` to the command line."""
     parser = commands.add_parser("up", help="start gateway and stages on this machine")
-    parser.add_argument("--models", type=Path, default=Path("models"), metavar="DIR")
+    parser.add_argument(
+        "--models", type=Path, default=Path("models"), metavar="DIR",
+        help="the model repository; default: models",
+    )  # fmt: skip
     parser.add_argument(
         "--workers", nargs="+", default=[], metavar="SERVICE=N",
         help="processes of a service, as preprocess=2; default: by cores, and one of infer",
     )  # fmt: skip
-    parser.add_argument("--bind", default="127.0.0.1:8001", metavar="HOST:PORT")
+    parser.add_argument(
+        "--bind", default="127.0.0.1:8001", metavar="HOST:PORT",
+        help="of the gateway; default: 127.0.0.1:8001",
+    )  # fmt: skip
     parser.add_argument(
         "--tcp", action="store_true", help="no sockets and no shared memory: as between machines"
     )
@@ -42,6 +51,16 @@ def add_commands(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Start the mesh, and stop it on SIGINT or SIGTERM."""
     return asyncio.run(_up(arguments))
+
+
+def check_models(models: Path) -> None:
+    """Look for the repository before any process is started.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    if not models.is_dir():
+        raise SettingsError(f"model repository {models} is no folder; give one with --models DIR")
 
 
 async def wait_ready(address: str, timeout_s: float) -> bool:
@@ -61,8 +80,7 @@ async def wait_ready(address: str, timeout_s: float) -> bool:
 
 
 async def _up(arguments: argparse.Namespace) -> int:
-    if not arguments.models.is_dir():
-        raise SettingsError(f"model repository {arguments.models} is no folder; see --models")
+    check_models(arguments.models)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -74,14 +92,17 @@ async def _up(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     supervisor.start()
     ready = asyncio.create_task(wait_ready(arguments.bind, 600))
+    hint = loop.call_later(HINT_S, say, HINT)
     stopping = asyncio.create_task(stop.wait())
     try:
         ends: set[asyncio.Future[Any]] = {stopping, supervisor.failed}
         await asyncio.wait({ready, *ends}, return_when=asyncio.FIRST_COMPLETED)
+        hint.cancel()
         if ready.done() and ready.result():
             say(f"ready at {arguments.bind} after {time.monotonic() - started:.1f} s")
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     finally:
+        hint.cancel()
         ready.cancel()
         stopping.cancel()
         await supervisor.stop()

@@ -32,7 +32,9 @@ class Tokenize:
     folder: RepositoryPath
     """Tokenizer folder, which is loaded at once and never from the network."""
     max_length: PositiveInt = 128
-    """Tokens kept, special tokens included; the end of a longer text is dropped."""
+    """Tokens kept, special tokens included; the end of a longer text is dropped, or see below."""
+    truncate: bool = True
+    """False: a longer text is refused."""
     padding: tuple[PositiveInt, ...] = ()
     """Lengths to fill up to, of which the smallest that holds a text is taken. Empty: none."""
     token_type_ids: bool = False
@@ -76,7 +78,7 @@ class Tokenize:
             wanted; the mask is 1 for a token and 0 for padding.
 
         Raises:
-            InvalidInput: no UTF-8, empty, over the limit, or without any token.
+            InvalidInput: no UTF-8, empty, over a limit, or without any token.
         """
         encoding = self._encode(self._read(tensors["text"].item()))
         count = len(encoding)
@@ -111,6 +113,9 @@ class Tokenize:
             (encoding,) = self._backend.encode_batch_fast([text[:head]], add_special_tokens=False)
             if head >= len(text) or len(encoding) >= wanted:
                 break
+        if not self.truncate and len(encoding) > self._room:
+            most = f"at most {self._room} can be taken"
+            raise InvalidInput(f"text: a text of {len(encoding)} or more tokens came, {most}")
         encoding.truncate(self._room)
         return self._backend.post_process(encoding)
 

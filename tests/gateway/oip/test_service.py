@@ -278,7 +278,8 @@ async def test_text_streams_bit_by_bit_and_its_end_is_told(tmp_path: Path) -> No
             assert error is None
             pieces.append(result.as_numpy("text").tolist()[0])
             finals.append(result.get_response().parameters["triton_final_response"].bool_param)
-        assert b"".join(pieces[:-1]) == pieces[-1] == b"Hello!"
+        assert b"".join(pieces[:-1]) == b"Hello!"
+        assert pieces[-1] == b""
         assert finals == [False] * (len(finals) - 1) + [True]
         assert b'"max_tokens":9' in mesh.infer.requests[0].parameters
         config = (await client.get_model_config("speller")).config

@@ -76,6 +76,9 @@ def test_pipeline_names_the_ops_and_the_tokenizer(tmp_path: Path) -> None:
     pipeline = yaml.safe_load((root / "m/pipeline.yaml").read_text())
     assert pipeline["task"] == "generate"
     assert pipeline["preprocess"]["parameters"] == {"folder": "m/tokenizer", "max_length": 64}
+    import_folder(hf_folder(tmp_path, "gpt2"), root, Wanted("text-generation", "n", length=40))
+    alone = yaml.safe_load((root / "n/pipeline.yaml").read_text())["preprocess"]["parameters"]
+    assert alone == {"folder": "n/tokenizer", "max_length": 39, "truncate": False}
     assert (root / pipeline["postprocess"]["parameters"]["folder"] / "tokenizer.json").is_file()
 
 
@@ -163,18 +166,37 @@ def test_model_that_is_there_already_is_not_touched(tmp_path: Path) -> None:
     assert list((root / "m").iterdir()) == []
 
 
-def test_repository_has_to_be_there(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="is no folder"):
-        import_folder(
-            hf_folder(tmp_path, "gpt2"), tmp_path / "none", Wanted("text-generation", "m")
-        )
+def test_repository_is_made_where_it_is_not_there(tmp_path: Path) -> None:
+    folder = hf_folder(tmp_path, "gpt2")
+    made = import_folder(folder, tmp_path / "some/where", Wanted("text-generation", "m"))
+    assert made.folder.is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match="cannot be made"):
+        import_folder(folder, tmp_path / "file", Wanted("text-generation", "m"))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "match"),
+    [
+        (Wanted("text-generation", "a/b"), "the name 'a/b' came.*--name"),
+        (Wanted("text-generation", ""), "the name '' came"),
+        (Wanted("text-generation", "m", slots=0), "0 slots came, wanted 1 to"),
+        (Wanted("text-generation", "m", length=-1), "a length of -1 came"),
+    ],
+)
+def test_wishes_that_cannot_be_are_told_before_any_work(
+    tmp_path: Path, wanted: Wanted, match: str
+) -> None:
+    with pytest.raises(SettingsError, match=match):
+        import_folder(tmp_path / "none", tmp_path / "models", wanted)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_command_tells_what_it_made_or_why_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, root = hf_folder(tmp_path, "bart"), repository(tmp_path)
-    words = ["import", "hf", str(folder), "--task", "summarization", "--models", str(root)]
+    words = ["import", str(folder), "--task", "summarization", "--models", str(root)]
     monkeypatch.setattr("sys.argv", words)
     assert main() == 0
     assert "caches for 8 slots" in capsys.readouterr().out

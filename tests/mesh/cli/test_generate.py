@@ -1,6 +1,8 @@
 """`trtmesh generate` sends what it is given and shows the text as it comes."""
 
 import asyncio
+import io
+import sys
 from collections.abc import AsyncIterator
 
 import grpc
@@ -22,6 +24,11 @@ async def tell(request: Request) -> Reply:
     SENT.append(message := GenerateRequest.FromString(request.payload))
     if message.text == "bad":
         raise InvalidInput("text: 'bad' came")
+    if message.text == "late":
+        assert request.emit is not None
+        request.emit(Reply(GenerateResponse(text="2026").SerializeToString(), more=True))
+        await asyncio.sleep(0.3)
+        request.check_deadline()
     assert request.emit is not None
     for word in ("2026", "-11", "-27"):
         request.emit(Reply(GenerateResponse(text=word).SerializeToString(), more=True))
@@ -83,3 +90,30 @@ async def test_error_is_one_line(
     assert captured.out == ""
     assert captured.err.startswith(f"trtmesh: {match}")
     assert captured.err.count("\n") == 1
+
+
+async def test_time_that_is_over_is_told_below_what_came(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert await run("late", "--timeout", "0.2") == 1
+    captured = capsys.readouterr()
+    assert captured.out == "2026\n"
+    assert captured.err.startswith("trtmesh: not finished in 0.2 s; see --timeout")
+
+
+async def test_text_may_come_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("a long text\n"))
+    assert await run("-") == 0
+    assert SENT[0].text == "a long text\n"
+
+
+async def test_reader_that_has_enough_ends_it_quietly() -> None:
+    words = [sys.executable, "-m", "mesh.cli", "generate", "x", "--gateway", ADDRESS[0]]
+    process = await asyncio.create_subprocess_exec(
+        *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout._transport.close()  # type: ignore[attr-defined]
+    _, errors_told = await process.communicate()
+    assert errors_told == b""
+    assert process.returncode == 141

@@ -169,6 +169,15 @@ def test_tokenize_refuses_unusable_texts_with_invalid_input(
         run(make(repository, max_bytes=100), text)
 
 
+def test_a_text_that_is_too_long_is_cut_or_refused(repository: Path) -> None:
+    long = " ".join(["fox"] * 9)
+    assert len(ids(make(repository, max_length=6), long)) == 6
+    whole = make(repository, max_length=11, truncate=False)
+    assert len(ids(whole, long)) == 11
+    with pytest.raises(InvalidInput, match="a text of 10 or more tokens came, at most 9"):
+        run(whole, f"{long} fox")
+
+
 def test_a_text_without_any_token_is_refused(repository: Path, tmp_path: Path) -> None:
     tokenizer = byte_pairs()
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("x", "")
