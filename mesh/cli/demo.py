@@ -14,7 +14,7 @@ from mesh.port import free_ports
 from mesh.supervisor import SERVICES, Supervisor
 
 START_S = 90
-DATE = "vendredi 27 novembre 2026"
+DATE, NUMBER = "vendredi 27 novembre 2026", "48,213 ="
 TEXTS = ("Guten Morgen, wie geht es Ihnen?", "Where is the station?", "Où est la gare ?")
 
 
@@ -48,8 +48,9 @@ async def _demo(models: Path, save: Path) -> int:
             ["models"],
             ["classify", digit],
             ["language", *TEXTS],
+            ["generate", DATE, "--pipeline", "dates"],
+            ["generate", NUMBER, "--pipeline", "numbers"],
             ["detect", page, "--save", str(save)],
-            ["generate", DATE, "--pipeline", "dates", "--verbose"],
             ["trace"],
         ):
             await _ask(command, gateway)
