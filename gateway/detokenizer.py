@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -19,7 +20,6 @@ log = logging.getLogger(__name__)
 
 MOST = 2
 """Items under way: while one is at a replica that is slow, others' tokens do not wait for it."""
-LIMIT_S = 10.0
 INPUTS = (
     TensorSpec("tail_ids", "INT64", (-1,)),
     TensorSpec("tail_counts", "INT32", (-1,)),
@@ -40,9 +40,13 @@ class Text:
     Args:
         stop: texts that end it.
         tell: called with each new piece of it.
+        deadline: on the clock of `time.monotonic`.
     """
 
-    def __init__(self, stop: Sequence[str], tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, stop: Sequence[str], tell: Callable[[str], None], deadline: float = math.inf
+    ) -> None:
+        self.deadline = deadline
         self.stop = [word.encode() for word in stop]
         self.done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         """Its end: whether a stop string came."""
@@ -157,7 +161,7 @@ class Detokenizer:
             "stop_counts": np.array([len(text.stop) for text, *_ in rows], np.int32),
             "final": np.array([all_ for *_, all_ in rows], bool),
         })  # fmt: skip
-        deadline = time.monotonic() + LIMIT_S
+        deadline = max(text.deadline for text, *_ in rows)
         target = self._target
         # It is of many traces, and thousands a second: of none.
         request = Request(target.name, payload, target.parameters, b"", deadline, NO_TRACE)

@@ -102,7 +102,7 @@ class _Generation:
     def __init__(self, request: Request, detokenizer: Detokenizer, stop: list[str]) -> None:
         self._request = request
         self._detokenizer = detokenizer
-        self.text = Text(stop, self._tell)
+        self.text = Text(stop, self._tell, request.deadline)
         self._pieces: list[str] = []
         self._tokens: list[int] = []
 
@@ -111,7 +111,7 @@ class _Generation:
         asked = asyncio.create_task(
             call_stage(
                 infer, self._request, model, payload, lease=lease, more=self._take,
-                resume=self._resume,
+                resume=self._resume, caller=self._request.client,
             )
         )  # fmt: skip
         asked.add_done_callback(self._end)
@@ -182,7 +182,7 @@ def read_options(text: bytes) -> tuple[list[str], bytes]:
     """
     try:
         options = json.loads(text or b"{}")
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise InvalidInput(f"parameters are no JSON: {err}") from err
     if not isinstance(options, dict):
         raise InvalidInput(f"parameters {options!r:.80} came, wanted a JSON object")

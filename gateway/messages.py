@@ -8,6 +8,9 @@ from google.protobuf.message import DecodeError, Message
 from mesh.errors import InvalidInput
 from mesh.item import Handler, Reply, Request
 
+MOST_ITEMS = 512
+"""Texts or files in one request: they all wait at once, and other requests behind them."""
+
 
 def message_handler(
     kind: type[Any], answer: Callable[[Any, Request], Awaitable[Message]]

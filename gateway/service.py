@@ -10,7 +10,7 @@ from opentelemetry.trace import Tracer
 from gateway.admission import Admission, admitting
 from gateway.answers import TYPED_CALLS, TypedCall, generate_end, generate_parameters, text_of
 from gateway.late_trace import LateTraces
-from gateway.messages import message_handler
+from gateway.messages import MOST_ITEMS, message_handler
 from gateway.metrics import metering, watch_admissions
 from gateway.oip.service import NAME as OIP
 from gateway.oip.service import OipService
@@ -142,8 +142,11 @@ class MeshService:
 
     async def _run_items(self, pipeline: str, items: list[bytes], call: Request) -> list[Reply]:
         """Run the items of one call side by side; one that fails, fails the call."""
-        if not items:
-            raise InvalidInput(f"no items came for pipeline {pipeline!r}, wanted at least one")
+        if not 1 <= len(items) <= MOST_ITEMS:
+            raise InvalidInput(
+                f"{len(items)} items came for pipeline {pipeline!r}, wanted 1 to {MOST_ITEMS} in a "
+                "call; `Stream` takes any number"
+            )
         requests = [
             Request(
                 pipeline, item, b"", b"", call.deadline, call.trace, call.client, hops=call.hops

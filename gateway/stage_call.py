@@ -20,6 +20,7 @@ async def call_stage(
     slot: Slot | None = None,
     more: Callable[[Reply], None] | None = None,
     resume: Callable[[], bytes] | None = None,
+    caller: str = "",
 ) -> Reply:
     """Send what a request has become to its next stage, with the time it has left.
 
@@ -33,13 +34,14 @@ async def call_stage(
         slot: where outputs may be written.
         more: called with each reply before the last one.
         resume: as in `Request`.
+        caller: as in `Request`.
 
     Raises:
         MeshError: as the stage answered, or that it did not.
     """
     step = Request(
         target.name, payload, target.parameters, context, request.deadline, request.trace,
-        request.client, slot, resume=resume, hops=request.hops,
+        request.client, slot, hops=request.hops, caller=caller, resume=resume,
     )  # fmt: skip
     reply = await client.call(step, lease, more)
     error = reply.error()

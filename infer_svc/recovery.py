@@ -219,6 +219,7 @@ class Recovery:
 
     def _blame(self, failed: Attempt) -> None:
         self._metrics.climbed("blamed")
+        self._forgive()
         error = failed.error
         fields = {"model": self._name, "error": repr(error)}
         log.error("request held to blame", extra=fields, exc_info=error)
@@ -325,6 +326,15 @@ class Recovery:
         self._failures += failed
         while self._window[0][0] < now - WINDOW_S:
             self._failures -= self._window.popleft()[1]
+
+    def _forgive(self) -> None:
+        """Take a failure out of the window that a request is to blame for, not the engine."""
+        for index in reversed(range(len(self._window))):
+            at, failed = self._window[index]
+            if failed:
+                self._window[index] = at, False
+                self._failures -= 1
+                return
 
     def _reload(self, reason: str) -> None:
         if self._reloading:

@@ -101,6 +101,8 @@ class Request:
     """When it came to this process, on the same clock."""
     hops: list[Hop] | None = None
     """Attempts at stages, noted for a trace that may be written afterwards; None: not noted."""
+    caller: str = ""
+    """Whose request it is, behind a client that asks for many; empty: not told."""
     resume: Callable[[], bytes] | None = None
     """Returns the context of a further attempt: what was answered already is not asked for again.
     None: the context stays as it is."""

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from zlib import crc32
 
 import grpc
 
@@ -374,5 +375,7 @@ def _put(outbox: Outbox, key: int, request: Request, trace: bytes) -> None:
         item.context = request.context
     if request.slot is not None:
         item.slot.CopyFrom(request.slot)
+    if request.caller:
+        item.caller = crc32(request.caller.encode())
     if size > WHOLE_ITEM_BYTES:
         outbox.put_large(item)

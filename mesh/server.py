@@ -213,6 +213,8 @@ class StageServer:
             now + left * 1e-6 if left else math.inf, item.trace, session.key,
             _slot(item), None, now,
         )  # fmt: skip
+        if item.caller:
+            request.caller = f"{session.key}/{item.caller}"
         request.emit = lambda reply: _send(session.data, key, reply)
         self._depth += 1
         session.tasks[key] = asyncio.create_task(self._serve(key, request, session))

@@ -35,7 +35,7 @@ _LENGTH = np.dtype("<u4")
 _TENSOR_TAG = b"\x0a"
 _RAW_TAG = b"\x22"
 """Of `Tensors.tensors` and `Tensor.raw`: field number * 8 + 2, as protobuf encodes it."""
-_MAX_DIMS = 64
+MAX_DIMS = 64
 """As many as numpy has; the product of a million of them would take hours."""
 
 
@@ -275,10 +275,10 @@ def _from_raw(tensor: tensor_pb2.Tensor, raw: bytes | memoryview) -> Array:
             f"wanted one of {sorted(NUMPY_DTYPES)}"
         )
     shape = tuple(tensor.shape)
-    if len(shape) > _MAX_DIMS or any(dim < 0 for dim in shape):
+    if len(shape) > MAX_DIMS or any(dim < 0 for dim in shape):
         raise InvalidInput(
-            f"tensor {tensor.name!r} has {len(shape)} dimensions {_dims(shape[:_MAX_DIMS])}, "
-            f"wanted at most {_MAX_DIMS} and none below 0"
+            f"tensor {tensor.name!r} has {len(shape)} dimensions {_dims(shape[:MAX_DIMS])}, "
+            f"wanted at most {MAX_DIMS} and none below 0"
         )
     count = math.prod(shape)
     if tensor.dtype == "BYTES":

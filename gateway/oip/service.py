@@ -11,16 +11,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc import service_pb2 as oip
 
 from gateway.messages import message_handler
 from gateway.oip.statistics import model_statistics, statistics
-from gateway.oip.tensors import fill_outputs, inputs_of, items_of, joined, metadata
+from gateway.oip.tensors import check_outputs, fill_outputs, inputs_of, items_of, joined, metadata
 from gateway.pipeline import GENERATE, Pipeline
 from gateway.runner import PipelineRunner
 from mesh import __version__
-from mesh.errors import MeshError, NotFound, Overloaded, StageUnavailable
+from mesh.errors import InvalidInput, MeshError, NotFound, Overloaded, StageUnavailable
 from mesh.grpc_types import Context, Method, Methods
 from mesh.item import Handler, Layer, Reply, Request
 from mesh.layers import errors, logging_failures, stack
@@ -34,7 +35,10 @@ EXTENSIONS = ("classification", "model_configuration", "binary_tensor_data", "pa
 FINAL = "triton_final_response"
 WANTS_FINAL = "triton_enable_empty_final_response"
 PASSED_ON = ("priority", "timeout")
-"""Parameters that the infer stage knows, with Triton's meanings."""
+"""Parameters that models know, with Triton's meanings; those that generate know others."""
+TEXT = "text"
+ALL = oip.ModelInferRequest()
+"""Names no outputs, and so wants all."""
 AT_ONCE = 256
 """Requests of one stream that run side by side; their answers come in the order of the requests."""
 
@@ -166,11 +170,14 @@ class OipService:
     ) -> Any:
         """Run a request; a failure of one of its items is its failure."""
         pipeline = self._find(message.model_name, message.model_version)
+        check_outputs(message, [spec.name for spec in pipeline.outputs])
         tensors = inputs_of(message)
         if pipeline.before is not None:
             items = items_of(tensors, pipeline.inputs[0])
         else:
             items = [Tensors(tensors=tensors).SerializeToString()]
+        if emit is not None and len(items) > 1:
+            raise InvalidInput(f"{len(items)} texts came, wanted one for each request of a stream")
         parameters = _parameters(message, pipeline)
         requests = [
             Request(
@@ -216,17 +223,21 @@ class OipService:
         given = oip.ModelInferRequest()
 
         async def run(request: Request) -> Reply:
-            given.MergeFromString(request.payload)
+            try:
+                given.MergeFromString(request.payload)
+            except DecodeError as err:
+                raise InvalidInput("a message came that is no ModelInferRequest") from err
             pipeline = self._find(given.model_name, given.model_version)
             decoupled = pipeline.config.task == GENERATE
+            told = not given.outputs or any(output.name == TEXT for output in given.outputs)
 
             def emit(reply: Reply) -> None:
                 piece = _response(given, pipeline)
-                fill_outputs(piece, oip.ModelInferRequest(), joined([reply.payload]))
+                fill_outputs(piece, ALL, joined([reply.payload]))
                 piece.parameters[FINAL].bool_param = False
                 answer.put_nowait(oip.ModelStreamInferResponse(infer_response=piece))
 
-            last = await self._answer(given, request, emit if decoupled else None)
+            last = await self._answer(given, request, emit if decoupled and told else None)
             if decoupled:
                 _leave_out_text(last)
             if decoupled or given.parameters[WANTS_FINAL].bool_param:
@@ -248,7 +259,7 @@ class OipService:
 def _leave_out_text(last: Any) -> None:
     """Empty the text of the last response of a stream: it came bit by bit."""
     for index, output in enumerate(last.outputs):
-        if output.name == "text":
+        if output.name == TEXT:
             last.raw_output_contents[index] = bytes(4)  # one element, of no bytes
 
 
@@ -272,8 +283,8 @@ def _parameters(message: Any, pipeline: Pipeline) -> bytes:
         for name, value in message.parameters.items()
         if (kind := value.WhichOneof("parameter_choice")) and not name.startswith("triton_")
     }
-    if pipeline.config.task != GENERATE:
-        given = {name: given[name] for name in PASSED_ON if name in given}
+    generates = pipeline.config.task == GENERATE
+    given = {name: value for name, value in given.items() if (name in PASSED_ON) != generates}
     return json.dumps(given, sort_keys=True, separators=(",", ":")).encode() if given else b""
 
 

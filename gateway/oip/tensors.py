@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from tritonclient.grpc import service_pb2 as oip
 
+from gateway.messages import MOST_ITEMS
 from mesh.errors import InvalidInput
-from mesh.tensor import NUMPY_DTYPES, TensorSpec
+from mesh.tensor import MAX_DIMS, NUMPY_DTYPES, TensorSpec
 from protos.mesh.v1.tensor_pb2 import Tensor, Tensors
 
 TYPED = {
@@ -59,7 +60,12 @@ def items_of(tensors: Sequence[Tensor], spec: TensorSpec) -> list[bytes]:
     if len(tensors) != 1 or tensors[0].name != spec.name or tensors[0].dtype != spec.dtype:
         came = [f"{tensor.name}: {tensor.dtype}" for tensor in tensors]
         raise InvalidInput(f"inputs {came} came, wanted {spec.name}: {spec.dtype}[N]")
-    raw = tensors[0].raw
+    raw, wanted = tensors[0].raw, math.prod(tensors[0].shape)
+    if not 1 <= wanted <= MOST_ITEMS:
+        raise InvalidInput(
+            f"input {spec.name!r} has {wanted} elements, wanted at least one and at most "
+            f"{MOST_ITEMS} in a request"
+        )
     elements: list[bytes] = []
     at = 0
     while at < len(raw):
@@ -68,11 +74,10 @@ def items_of(tensors: Sequence[Tensor], spec: TensorSpec) -> list[bytes]:
             raise InvalidInput(f"input {spec.name!r} ends within element {len(elements)}")
         elements.append(raw[at:end])
         at = end
-    wanted = math.prod(tensors[0].shape)
-    if len(elements) != wanted or not elements:
+    if len(elements) != wanted:
         raise InvalidInput(
             f"input {spec.name!r} has {len(elements)} elements, its shape "
-            f"{list(tensors[0].shape)} says {wanted}; wanted at least one"
+            f"{list(tensors[0].shape)} says {wanted}"
         )
     return [
         Tensors(
@@ -117,10 +122,8 @@ def fill_outputs(response: Any, request: Any, tensors: Iterable[Tensor]) -> None
         InvalidInput: it names one that is not there, or wants it in another way than there is.
     """
     made = {tensor.name: tensor for tensor in tensors}
+    check_outputs(request, made)
     wanted = {output.name: output.parameters for output in request.outputs} or dict.fromkeys(made)
-    unknown = [name for name in wanted if name not in made]
-    if unknown:
-        raise InvalidInput(f"outputs {unknown} are asked for, there are {sorted(made)}")
     for name, parameters in wanted.items():
         tensor = made[name]
         if parameters and REGION in parameters:
@@ -130,6 +133,17 @@ def fill_outputs(response: Any, request: Any, tensors: Iterable[Tensor]) -> None
             tensor = _classes(tensor, count)
         response.outputs.add(name=name, datatype=tensor.dtype, shape=tensor.shape)
         response.raw_output_contents.append(tensor.raw)
+
+
+def check_outputs(request: Any, names: Iterable[str]) -> None:
+    """Compare the outputs that a request names with those that there are.
+
+    Raises:
+        InvalidInput: it names another one.
+    """
+    known = sorted(names)
+    if unknown := [output.name for output in request.outputs if output.name not in known]:
+        raise InvalidInput(f"outputs {unknown} are asked for, there are {known}")
 
 
 def metadata(spec: TensorSpec) -> Any:
@@ -145,8 +159,11 @@ def _input(given: Any, raw: bytes | None) -> Tensor:
         raise InvalidInput(
             f"input {name!r} has the datatype {dtype!r}, wanted one of {sorted(NUMPY_DTYPES)}"
         )
-    if any(size < 0 for size in given.shape):
-        raise InvalidInput(f"input {name!r} has the shape {list(given.shape)}, wanted sizes from 0")
+    if len(given.shape) > MAX_DIMS or any(size < 0 for size in given.shape):
+        raise InvalidInput(
+            f"input {name!r} has {len(given.shape)} dimensions, the first {list(given.shape[:8])}; "
+            f"wanted at most {MAX_DIMS}, sizes from 0"
+        )
     if REGION in given.parameters:
         raise InvalidInput(f"input {name!r}: shared memory cannot be used here; send its contents")
     typed = given.HasField("contents") and given.contents.ByteSize() > 0
@@ -177,11 +194,12 @@ def _typed(given: Any) -> bytes:
         )
     if dtype == "BYTES":
         return b"".join(len(value).to_bytes(4, "little") + value for value in values)
-    wide = np.array(values)
-    array = wide.astype(NUMPY_DTYPES[dtype])
-    if wide.dtype.kind in "iu" and not np.array_equal(array, wide):
-        raise InvalidInput(f"input {given.name!r} has values that are no {dtype}")
-    return array.tobytes()
+    wanted = NUMPY_DTYPES[dtype]
+    if wanted.kind in "iu" and values:
+        limits = np.iinfo(str(wanted))
+        if not limits.min <= min(values) <= max(values) <= limits.max:
+            raise InvalidInput(f"input {given.name!r} has values that are no {dtype}")
+    return np.array(values, wanted).tobytes()
 
 
 def _classes(tensor: Tensor, count: int) -> Tensor:

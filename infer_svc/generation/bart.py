@@ -45,6 +45,10 @@ class Bart:
         activation = config.get("activation_function", "gelu")
         if activation not in ACTIVATIONS:
             raise SettingsError(f"activation {activation!r} came, wanted one of {[*ACTIVATIONS]}")
+        if config.get("tie_word_embeddings") is False:
+            raise SettingsError(
+                "a BART came whose words have other vectors at the end, wanted tied"
+            )
         self._activation = ACTIVATIONS[activation]
         self._config = config
         self._weights = _named(weights)

@@ -138,9 +138,10 @@ class Generator:
                 f"input_ids {list(ids.shape)} and attention_mask {list(mask.shape)} came, wanted "
                 "one of each for each id"
             )
+        client = request.caller or request.client
         return self._config.prompt(
             ids[mask != 0].tolist(), _emitted(request.context), asked, self._room,
-            encoded=self._encoded, deadline=request.deadline, client=request.client,
+            encoded=self._encoded, deadline=request.deadline, client=client,
         )  # fmt: skip
 
     def _last(self, finish: Finish, prompt: Prompt, read: int, made: int) -> Reply:
@@ -196,6 +197,7 @@ def open_generator(
     generation = read_generation_config(version)
     try:
         stepper = open_stepper(version, config, machine)
+        generation.check(stepper.vocabulary)
         if stepper.source_length and generation.decoder_start_token_id is None:
             raise SettingsError(f"the generation config in {version} has no decoder_start_token_id")
         warm_up(stepper)

@@ -37,6 +37,7 @@ def gpt2_step(
         raise SettingsError("a GPT-2 came whose attention is scaled in another way than 1/sqrt(D)")
     if not 1 <= length <= config["n_positions"]:
         raise SettingsError(f"a cache of {length} came, wanted 1 to {config['n_positions']}")
+    untied = config.get("tie_word_embeddings") is False
     graph = Graph("gpt2_step", _without_prefix(weights), dtype)
     at = places(graph, length)
     tokens = graph.op("Gather", graph.weight("wte.weight"), at.ids, axis=0)
@@ -52,7 +53,8 @@ def gpt2_step(
         wide = graph.op("Gelu", wide, approximate=ACTIVATIONS[activation])
         value = graph.op("Add", value, _conv(graph, wide, f"{name}.mlp.c_proj"))
     last = graph.layer_norm(last_of_each_row(graph, value, at), "ln_f", epsilon)
-    results(graph, last, graph.weight("wte.weight"), config["vocab_size"])
+    table = graph.weight("lm_head.weight" if untied else "wte.weight")
+    results(graph, last, table, config["vocab_size"])
     return graph.model()
 
 

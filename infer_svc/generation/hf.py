@@ -13,17 +13,22 @@ import numpy as np
 from infer_svc.config import MOST_SLOTS
 from infer_svc.generation.bart import Bart
 from infer_svc.generation.engines import ENCODER, STEP
+from infer_svc.generation.generator import warm_up
 from infer_svc.generation.gpt2 import gpt2_step
 from infer_svc.generation.graph import Weights
-from infer_svc.generation.settings import FILE, GenerationConfig
-from mesh.errors import SettingsError
+from infer_svc.generation.settings import FILE, GenerationConfig, read_generation_config
+from infer_svc.generation.stepper import OrtStepper
+from mesh.errors import MeshError, SettingsError
 
 TASKS = {
     "summarization": "bart", "text2text-generation": "bart", "text-generation": "gpt2",
 }  # fmt: skip
 """Hugging Face's names, and the `model_type` in `config.json` that does it."""
 DTYPES: dict[str, type[np.floating[Any]]] = {"fp32": np.float32, "fp16": np.float16}
-MOST_LENGTH = 1024
+SHORTEST, MOST_LENGTH = 2, 1024
+"""Ids in a slot: one that is read and one that is made."""
+OLDER = ("decoder_start_token_id", "eos_token_id")
+"""Ids that are taken from `config.json` where a generation config lacks them."""
 MOST_BYTES = 2**31 - 2**20
 """Of a protobuf message, and so of an ONNX file that has its weights in it."""
 SAFE = (
@@ -78,6 +83,22 @@ def import_folder(source: Path, models: Path, wanted: Wanted) -> Imported:
     _check_kind(config, wanted)
     weights = _weights(source, wanted)
     _make_repository(models)
+    try:
+        made, cache = _made(source, models, wanted, config, weights)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as err:
+        raise SettingsError(
+            f"{source} is none that can be imported ({type(err).__name__}: {err}); compare its "
+            "config.json and weights with those that save_pretrained writes"
+        ) from err
+    except OSError as err:
+        raise SettingsError(f"{target} cannot be made: {err}") from err
+    return Imported(target, made, cache)
+
+
+def _made(
+    source: Path, models: Path, wanted: Wanted, config: Mapping[str, Any], weights: Weights
+) -> tuple[int, int]:
+    """Make the folder beside where it shall be, try it and move it; return bytes as `Imported`."""
     with tempfile.TemporaryDirectory(dir=models, prefix=".import-") as scratch:
         folder = Path(scratch) / wanted.name
         version = folder / "1"
@@ -88,8 +109,26 @@ def import_folder(source: Path, models: Path, wanted: Wanted) -> Imported:
         _write_tokenizer(source, folder / "tokenizer")
         (folder / "config.pbtxt").write_text(_model_config(wanted))
         (folder / "pipeline.yaml").write_text(_pipeline(wanted, length, source_length))
-        folder.rename(target)
-    return Imported(target, made, _cache_bytes(config, length, source_length, wanted))
+        _try(version)
+        folder.rename(models / wanted.name)
+    return made, _cache_bytes(config, length, source_length, wanted)
+
+
+def _try(version: Path) -> None:
+    """Run a step of what was made, with one slot and on the CPU.
+
+    Raises:
+        SettingsError: the generation config is of another vocabulary, or weights and `config.json`
+            are not of one network.
+    """
+    encoder = version / ENCODER
+    generation = read_generation_config(version)
+    try:
+        stepper = OrtStepper(version / STEP, 1, encoder if encoder.exists() else None)
+        warm_up(stepper)
+    except MeshError as err:
+        raise SettingsError(f"config.json and the weights do not fit each other: {err}") from err
+    generation.check(stepper.vocabulary)
 
 
 def _check_wishes(wanted: Wanted) -> None:
@@ -132,6 +171,8 @@ def _lengths(config: Mapping[str, Any], wanted: Wanted) -> tuple[int, int]:
     for name, value in (("length", length), ("source length", source)):
         if value > most:
             raise SettingsError(f"a {name} of {value} came, the model has {most} positions")
+    if length < SHORTEST:
+        raise SettingsError(f"a length of {length} came, wanted {SHORTEST} or more")
     return length, source
 
 
@@ -163,9 +204,15 @@ def _write_graphs(
 
 
 def _write_generation_config(source: Path, config: Mapping[str, Any], version: Path) -> None:
-    """Write what of the generation config is used; older folders have it in `config.json`."""
+    """Write what of the generation config is used; older folders have it in `config.json`.
+
+    Where both are there, only ids that the newer one lacks come from the older: transformers takes
+    nothing else from it.
+    """
     path = source / FILE
-    given = {**config, **(_read(path) if path.exists() else {})}
+    given = dict(config)
+    if path.exists():
+        given = {name: config.get(name) for name in OLDER} | _read(path)
     used = {name: given.get(name) for name in GenerationConfig.model_fields}
     kept = {name: value for name, value in used.items() if value is not None}
     (version / FILE).write_text(json.dumps(kept, indent=2) + "\n")
@@ -192,7 +239,10 @@ def _weights(source: Path, wanted: Wanted) -> Weights:
 
     index = source / "model.safetensors.index.json"
     if index.exists():
-        names = sorted(set(_read(index)["weight_map"].values()))
+        places = _read(index).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(at, str) for at in places.values()):
+            raise SettingsError(f"{index} has no weight_map from names to files")
+        names = sorted(set(places.values()))
     elif (source / "model.safetensors").exists():
         names = ["model.safetensors"]
     else:
@@ -244,14 +294,15 @@ def _pipeline(wanted: Wanted, length: int, source_length: int) -> str:
         f"max_length: {source_length}" if source_length
         else f"max_length: {length - 1}, truncate: false"
     )  # fmt: skip
+    # In quotes: a model may be called 123 or null.
     return f"""task: generate
 preprocess:
   op: tokenize
-  parameters: {{folder: {wanted.name}/tokenizer, {limit}}}
-model: {wanted.name}
+  parameters: {{folder: "{wanted.name}/tokenizer", {limit}}}
+model: "{wanted.name}"
 postprocess:
   op: detokenize
-  parameters: {{folder: {wanted.name}/tokenizer}}
+  parameters: {{folder: "{wanted.name}/tokenizer"}}
 deadline_s: 60
 """
 
@@ -259,7 +310,7 @@ deadline_s: 60
 def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, RecursionError) as err:
         why = err.strerror if isinstance(err, OSError) else err
         raise SettingsError(f"{path} cannot be read: {why}") from err
     if not isinstance(found, dict):

@@ -107,4 +107,4 @@ class Running:
     def finish(self, reason: str) -> Finish:
         """Return how it ended, now."""
         now = time.monotonic()
-        return Finish(reason, self.asked, self.admitted, self.first or now, now)
+        return Finish(reason, self.asked, self.admitted or now, self.first or now, now)

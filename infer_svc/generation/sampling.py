@@ -19,6 +19,12 @@ _STEP = 0x9E3779B97F4A7C15
 """2**64 divided by the golden ratio, odd."""
 
 
+LEAST_PENALTY = 0.01
+"""So that no logit becomes infinite by it."""
+LEAST = -1e300
+"""A score that no noise makes up for."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are chosen; names and meanings as in Hugging Face's generation config.
@@ -43,13 +49,13 @@ class Sampling:
         ranges = {
             "temperature": 0 <= self.temperature <= 100, "top_k": self.top_k >= 0,
             "top_p": 0 < self.top_p <= 1, "seed": 0 <= self.seed <= _MASK,
-            "repetition_penalty": 0 < self.repetition_penalty <= 100,
+            "repetition_penalty": LEAST_PENALTY <= self.repetition_penalty <= 100,
         }  # fmt: skip
         for name, fine in ranges.items():
             if not fine:
                 raise InvalidInput(
                     f"{name} {getattr(self, name)} came, wanted temperature 0 to 100, top_k from "
-                    "0, top_p over 0 to 1, seed 0 to 2**64 - 1, repetition_penalty over 0 to 100"
+                    "0, top_p over 0 to 1, seed 0 to 2**64 - 1, repetition_penalty 0.01 to 100"
                 )
 
     @property
@@ -92,7 +98,7 @@ def choose(
     ids = _candidates(scores, sampling)
     # max(score + Gumbel noise) has the distribution of softmax(scores): Gumbel, 1954.
     noise = -np.log(-np.log(uniform(sampling.seed, len(text), ids)))
-    return int(ids[np.argmax(scores[ids].astype(np.float64) / sampling.temperature + noise)])
+    return int(ids[np.argmax(_heated(scores[ids], sampling.temperature) + noise)])
 
 
 def check_logit(top: float) -> None:
@@ -137,6 +143,14 @@ def _penalized(logits: Logits, seen: NDArray[np.int64], penalty: float) -> NDArr
     return scores
 
 
+def _heated(scores: Logits, temperature: float) -> NDArray[np.float64]:
+    """Return scores divided by the temperature, the best one 0: no temperature is too low."""
+    wide = scores.astype(np.float64)
+    with np.errstate(over="ignore"):
+        heated: NDArray[np.float64] = np.maximum((wide - wide.max()) / temperature, LEAST)
+    return heated
+
+
 def _without(scores: Logits, banned: frozenset[int]) -> Logits:
     """Return logits with ids ruled out.
 
@@ -144,7 +158,7 @@ def _without(scores: Logits, banned: frozenset[int]) -> Logits:
         EngineError: none is left.
     """
     left = scores.copy()
-    left[[key for key in banned if key < len(left)]] = -np.inf
+    left[[key for key in banned if 0 <= key < len(left)]] = -np.inf
     if left.max() == -np.inf:
         raise EngineError(f"all {len(left)} tokens are ruled out; loosen the generation config")
     return left
@@ -157,8 +171,7 @@ def _candidates(scores: Logits, sampling: Sampling) -> NDArray[np.int64]:
         ids = ids[np.argsort(-scores[ids], kind="stable")[: sampling.top_k]]
     if sampling.top_p < 1:
         ids = ids[np.argsort(-scores[ids], kind="stable")]
-        wide = scores[ids].astype(np.float64) / sampling.temperature
-        shares = np.exp(wide - wide[0])
+        shares = np.exp(_heated(scores[ids], sampling.temperature))
         before = np.cumsum(shares) - shares
         ids = ids[before < sampling.top_p * shares.sum()]
     return np.sort(ids)

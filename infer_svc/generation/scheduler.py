@@ -18,13 +18,22 @@ from infer_svc.backends.errors import DeviceLost
 from infer_svc.generation.running import LENGTH, STOP, Event, Finish, Prompt, Running
 from infer_svc.generation.sampling import check_logit, choose
 from infer_svc.generation.stepper import Outcome, Stepper
-from mesh.errors import DeadlineExceeded, InvalidInput, MeshError, Overloaded, StageUnavailable
+from mesh.errors import (
+    DeadlineExceeded,
+    InternalError,
+    InvalidInput,
+    MeshError,
+    Overloaded,
+    StageUnavailable,
+)
 from mesh.fair_queue import FairQueue
 
 log = logging.getLogger(__name__)
 
 PIECE = 64
 """Ids of prompts that are read between two steps."""
+LEAST_WAITING, WAITING_SHARE = 64, 8
+"""Generations that may wait, and how many for each slot."""
 TRIES = 3
 """Steps that may fail with a generation in them before it fails: its ids are known, and what a GPU
 refused once may go well the next time."""
@@ -36,7 +45,8 @@ class Scheduler:
     Args:
         stepper: used by the scheduler's thread only.
         loop: of whoever asks; None: the running one.
-        max_waiting: generations that wait for a slot; more are refused.
+        max_waiting: generations that wait for a slot, more are refused; 0: by the slots. Each holds
+            a place among the items of its replica, which all models share.
         lost: called in the thread when only a new process helps; what is under way is answered no
             more, so that it goes on elsewhere.
     """
@@ -45,11 +55,11 @@ class Scheduler:
         self,
         stepper: Stepper,
         loop: asyncio.AbstractEventLoop | None = None,
-        max_waiting: int = 1000,
+        max_waiting: int = 0,
         lost: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self._stepper = stepper
-        self._max_waiting = max_waiting
+        self._max_waiting = max_waiting or max(LEAST_WAITING, WAITING_SHARE * stepper.slots)
         self._lost = lost
         self._slots: list[Running | None] = []
         """The slots in use are the first ones, but for those that were just freed."""
@@ -95,6 +105,8 @@ class Scheduler:
         """
         self._check(prompt)
         running = Running(prompt, emit, self._loop.create_future())
+        if running.made == prompt.tokens:  # the replica before went away without the end
+            return running.finish(LENGTH)
         with self._change:
             if self._closing:
                 raise StageUnavailable("this replica is going away")
@@ -116,7 +128,7 @@ class Scheduler:
     def _check(self, prompt: Prompt) -> None:
         room, source = self._stepper.length, self._stepper.source_length
         count, left = len(prompt.ids), prompt.tokens - len(prompt.emitted)
-        if not count or left < 1 or count + prompt.tokens > room:
+        if not count or prompt.tokens < 1 or left < 0 or count + prompt.tokens > room:
             raise InvalidInput(
                 f"{count} ids and {left} more came, wanted one of each or more, and at most {room} "
                 "together; ask for fewer tokens or send a shorter text"
@@ -147,8 +159,10 @@ class Scheduler:
         except DeviceLost as err:
             self._lost(str(err))
             return
-        except Exception:  # the thread's boundary: nobody may wait for ever
+        except Exception as err:  # the thread's boundary: nobody may wait for ever
             log.exception("generation failed")
+            self._lost(f"the thread of the generations ended: {type(err).__name__}: {err}")
+        self._began = 0.0
         with self._change:
             self._closing = True
             left = [running for running in self._slots if running is not None]
@@ -293,6 +307,11 @@ class Scheduler:
             token = self._token(running, outcome, row)
         except MeshError as err:
             self._tell(running, err)
+            self._free(running)
+            return
+        except Exception:  # one that nobody expected is of this generation alone
+            log.exception("no token could be chosen")
+            self._tell(running, InternalError("internal error; the server's log has the traceback"))
             self._free(running)
             return
         running.first = running.first or time.monotonic()

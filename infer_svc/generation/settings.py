@@ -3,17 +3,21 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from infer_svc.generation.rules import Rules
 from infer_svc.generation.running import Prompt
-from infer_svc.generation.sampling import Sampling
+from infer_svc.generation.sampling import LEAST_PENALTY, Sampling
 from mesh.errors import InvalidInput, SettingsError
 from mesh.validation import faults
 
 FILE = "generation_config.json"
+
+DEFAULT_TOP_K = 50
+"""That transformers takes where a config samples and names none."""
+Count = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 T = TypeVar("T")
 
@@ -28,7 +32,7 @@ class Parameters(BaseModel):
     top_k: int | None = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
     seed: int = Field(default=0, ge=0, lt=1 << 64)
-    repetition_penalty: float | None = Field(default=None, gt=0, le=100)
+    repetition_penalty: float | None = Field(default=None, ge=LEAST_PENALTY, le=100)
 
 
 class GenerationConfig(BaseModel):
@@ -39,20 +43,37 @@ class GenerationConfig(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    decoder_start_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
-    forced_bos_token_id: int | None = None
-    forced_eos_token_id: int | None = None
-    min_length: int | None = None
-    min_new_tokens: int | None = None
-    max_length: int | None = None
-    max_new_tokens: int | None = None
-    no_repeat_ngram_size: int | None = None
-    repetition_penalty: float | None = None
+    decoder_start_token_id: Count | None = None
+    eos_token_id: Count | list[Count] | None = None
+    forced_bos_token_id: Count | None = None
+    forced_eos_token_id: Count | None = None
+    min_length: Count | None = None
+    min_new_tokens: Count | None = None
+    max_length: Count | None = None
+    max_new_tokens: Count | None = None
+    no_repeat_ngram_size: Count | None = None
+    repetition_penalty: float | None = Field(default=None, ge=LEAST_PENALTY, le=100)
     do_sample: bool | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
+    temperature: float | None = Field(default=None, ge=0, le=100)
+    top_k: Count | None = None
+    top_p: float | None = Field(default=None, gt=0, le=1)
+
+    def check(self, vocabulary: int) -> None:
+        """Compare the ids with the vocabulary.
+
+        Raises:
+            SettingsError: one is no token.
+        """
+        ends = self.eos_token_id
+        ids = {
+            "decoder_start_token_id": [self.decoder_start_token_id],
+            "eos_token_id": ends if isinstance(ends, list) else [ends],
+            "forced_bos_token_id": [self.forced_bos_token_id],
+            "forced_eos_token_id": [self.forced_eos_token_id],
+        }
+        for name, values in ids.items():
+            if any(value is not None and value >= vocabulary for value in values):
+                raise SettingsError(f"{name} {values} came, the vocabulary has {vocabulary} tokens")
 
     def prompt(
         self,
@@ -96,8 +117,8 @@ class GenerationConfig(BaseModel):
     def _sampling(self, asked: Parameters) -> Sampling:
         random = self.do_sample or False
         return Sampling(
-            _first(asked.temperature, (self.temperature or 1.0) if random else 0.0),
-            _first(asked.top_k, self.top_k or 0 if random else 0),
+            _first(asked.temperature, _first(self.temperature, 1.0) if random else 0.0),
+            _first(asked.top_k, _first(self.top_k, DEFAULT_TOP_K) if random else 0),
             _first(asked.top_p, self.top_p or 1.0 if random else 1.0),
             asked.seed,
             _first(asked.repetition_penalty, self.repetition_penalty or 1.0),
@@ -130,7 +151,7 @@ def read_parameters(text: bytes) -> Parameters:
     except ValidationError as err:
         wanted = ", ".join(Parameters.model_fields)
         raise InvalidInput(f"{faults(err, 'parameters')}; there are {wanted}") from err
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise InvalidInput(f"parameters are no JSON: {err}") from err
 
 

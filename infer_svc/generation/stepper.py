@@ -151,6 +151,8 @@ class OrtStepper:
         if not self._longest(CACHE):
             names = [tensor.name for tensor in self._step.get_inputs()]
             raise SettingsError(f"a step with the inputs {names} came, wanted caches k_0, v_0, …")
+        if encoder is None and any(name.startswith(CROSSED) for name in self._state):
+            raise SettingsError("the step wants what an encoder makes; encoder.onnx is missing")
         self._xlen = np.zeros(slots, np.int64)
         self._bindings: dict[tuple[int, int], Any] = {}
         self.slots = slots
@@ -250,9 +252,9 @@ class OrtStepper:
         for name, array in self._state.items():
             part = onnxruntime.OrtValue.ortvalue_from_numpy(array[first : first + rows])
             if name.startswith(read):
-                binding.bind_ortvalue_input(name, part)
+                _run(binding.bind_ortvalue_input, name, part)
             if name.startswith(written):
-                binding.bind_ortvalue_output(f"{name}_out", part)
+                _run(binding.bind_ortvalue_output, f"{name}_out", part)
         return binding
 
 

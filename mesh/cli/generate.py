@@ -1,6 +1,7 @@
 """`trtmesh generate`: a text that continues or answers a text, shown as it comes."""
 
 import argparse
+import io
 import sys
 
 from mesh.cli.options import Commands, add_gateway
@@ -46,7 +47,9 @@ def add_commands(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Show a generation; Ctrl-C ends it, here and at the model."""
-    text = sys.stdin.read() if arguments.text == "-" else arguments.text
+    text = _text(arguments.text)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may not know what a model says
     request = mesh_pb2.GenerateRequest(pipeline=arguments.pipeline, text=text, stop=arguments.stop)
     for name in NUMBERS:
         if (value := getattr(arguments, name)) is not None:
@@ -76,3 +79,12 @@ def run(arguments: argparse.Namespace) -> int:
             f"{response.prompt_tokens}\ntrace: {client.trace_id}"
         )
     return 0
+
+
+def _text(argument: str) -> str:
+    try:
+        text = sys.stdin.read() if argument == "-" else argument
+        text.encode()
+    except UnicodeError as err:
+        raise InvalidInput(f"the text is no UTF-8: {err}") from None
+    return text

@@ -19,6 +19,7 @@ from opentelemetry.trace import SpanKind
 
 from gateway.answers import text_of
 from gateway.late_trace import LateTraces
+from gateway.messages import MOST_ITEMS
 from gateway.runner import PipelineRunner
 from gateway.service import NAME, MeshService
 from gateway.trace_store import TraceStore, trace_handler
@@ -161,8 +162,16 @@ async def test_run_takes_and_gives_tensors(gateway: Gateway) -> None:
 async def test_call_without_items_is_refused(
     method: str, request_: Message, gateway: Gateway
 ) -> None:
-    with pytest.raises(InvalidInput, match=r"no items came for pipeline '.+', wanted at least one"):
+    with pytest.raises(InvalidInput, match=r"0 items came for pipeline '.+', wanted 1 to 512"):
         await gateway.call(method, request_)
+
+
+async def test_more_items_than_a_call_may_have_are_refused(gateway: Gateway) -> None:
+    texts = ["x"] * MOST_ITEMS
+    found = classes(await gateway.call("ClassifyText", mesh_pb2.ClassifyTextRequest(texts=texts)))
+    assert len(found) == MOST_ITEMS
+    with pytest.raises(InvalidInput, match=r"513 items came .*`Stream` takes any number"):
+        await gateway.call("ClassifyText", mesh_pb2.ClassifyTextRequest(texts=[*texts, "x"]))
 
 
 async def test_one_bad_item_of_several_fails_the_call_and_names_its_place(

@@ -207,6 +207,17 @@ async def test_much_poison_does_not_reload_the_engine_that_is_well() -> None:
         assert m.lost == []
 
 
+async def test_one_client_that_sends_nothing_but_poison_does_not_reload_the_engine() -> None:
+    async with rig() as m:
+        m.fail(fail=poisoned)
+        for _ in range(40):
+            assert isinstance((await m.ask_together([POISON]))[0], EngineError)
+            await eventually(lambda: m.pool.is_whole)
+        assert m.metrics.steps["blamed"] == 40
+        assert m.engine.reloaded == 0
+        assert await m.ask(5) == 6
+
+
 async def test_lane_that_is_not_well_is_not_held_against_the_batch() -> None:
     async with rig() as m:
 

@@ -76,6 +76,21 @@ async def test_client_that_vanishes_cancels_its_items() -> None:
         await asyncio.gather(call, return_exceptions=True)
 
 
+async def test_stage_knows_those_of_a_client_apart() -> None:
+    async def tell(request: Request) -> Reply:
+        return Reply(f"{request.client} {request.caller}".encode())
+
+    async with running_replica(tell) as replica, running_client(replica) as client:
+        callers = ["", "ann", "bob", "ann"]
+        asked = [client.call(Request("t", b"", caller=caller)) for caller in callers]
+        told = [reply.payload.decode().split(" ") for reply in await asyncio.gather(*asked)]
+        assert len({key for key, _ in told}) == 1
+        nobody, ann, bob, again = (caller for _, caller in told)
+        assert nobody == ""
+        assert ann == again != bob
+        assert ann.startswith(f"{told[0][0]}/")
+
+
 @pytest.mark.parametrize(
     ("first", "match"),
     [

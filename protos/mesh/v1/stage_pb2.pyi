@@ -26,7 +26,7 @@ class Envelope(_message.Message):
     def __init__(self, items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., fragment: _Optional[_Union[Fragment, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., cancel: _Optional[_Iterable[int]] = ..., drain: _Optional[bool] = ..., lending: _Optional[_Union[Lending, _Mapping]] = ...) -> None: ...
 
 class Item(_message.Message):
-    __slots__ = ("id", "time_left_us", "trace", "target", "parameters", "payload", "context", "status", "timings", "more", "slot")
+    __slots__ = ("id", "time_left_us", "trace", "target", "parameters", "payload", "context", "status", "timings", "more", "slot", "caller")
     ID_FIELD_NUMBER: _ClassVar[int]
     TIME_LEFT_US_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,7 @@ class Item(_message.Message):
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
+    CALLER_FIELD_NUMBER: _ClassVar[int]
     id: int
     time_left_us: int
     trace: bytes
@@ -49,7 +50,8 @@ class Item(_message.Message):
     timings: Timings
     more: bool
     slot: _tensor_pb2.Slot
-    def __init__(self, id: _Optional[int] = ..., time_left_us: _Optional[int] = ..., trace: _Optional[bytes] = ..., target: _Optional[str] = ..., parameters: _Optional[bytes] = ..., payload: _Optional[bytes] = ..., context: _Optional[bytes] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., more: _Optional[bool] = ..., slot: _Optional[_Union[_tensor_pb2.Slot, _Mapping]] = ...) -> None: ...
+    caller: int
+    def __init__(self, id: _Optional[int] = ..., time_left_us: _Optional[int] = ..., trace: _Optional[bytes] = ..., target: _Optional[str] = ..., parameters: _Optional[bytes] = ..., payload: _Optional[bytes] = ..., context: _Optional[bytes] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., more: _Optional[bool] = ..., slot: _Optional[_Union[_tensor_pb2.Slot, _Mapping]] = ..., caller: _Optional[int] = ...) -> None: ...
 
 class Status(_message.Message):
     __slots__ = ("code", "message", "kind", "retry_ms")

@@ -290,6 +290,34 @@ async def test_text_streams_bit_by_bit_and_its_end_is_told(tmp_path: Path) -> No
         assert whole.as_numpy("text").tolist() == [b"abc"]
 
 
+async def test_stream_of_a_text_takes_one_and_what_it_is_asked_to_tell(tmp_path: Path) -> None:
+    async with (
+        generating.generating_mesh() as mesh,
+        serving(tmp_path, mesh, speller=generating.PIPELINE) as client,
+    ):
+        one: dict[str, Any] = {
+            "model_name": "speller",
+            "inputs": [given("text", bytes_tensor(b"abc"), "BYTES")],
+        }
+        requests = [
+            one | {"inputs": [given("text", bytes_tensor(b"a", b"b"), "BYTES")]},
+            one | {"outputs": [InferRequestedOutput("none")]},
+            one | {"outputs": [InferRequestedOutput("finish_reason")]},
+            one | {"priority": 3, "timeout": 10**6},
+        ]
+
+        async def sent() -> AsyncIterator[dict[str, Any]]:
+            for request in requests:
+                yield request
+
+        told = [(result, error) async for result, error in client.stream_infer(sent())]
+        assert "2 texts came, wanted one" in str(told[0][1])
+        assert "['none'] are asked for" in str(told[1][1])
+        found = [output.name for output in told[2][0].get_response().outputs]
+        assert found == ["finish_reason"]
+        assert b"".join(result.as_numpy("text")[0] for result, _ in told[3:]) == b"abc"
+
+
 async def test_who_leaves_a_stream_leaves_nothing_under_way(
     served: tuple[InferenceServerClient, FakeMesh],
 ) -> None:

@@ -70,12 +70,28 @@ def test_typed_contents_are_the_elements(dtype: str, field: str) -> None:
         (typed_request("FP32", [2], fp32_contents=[1.0]), r"1 elements, its shape is \[2\]"),
         (typed_request("FP32", [1], int_contents=[1]), r"\['int_contents'\] came for FP32"),
         (typed_request("INT8", [1], int_contents=[300]), "no INT8"),
-        (typed_request("UINT8", [-1], uint_contents=[3]), "wanted sizes from 0"),
+        (typed_request("UINT8", [-1], uint_contents=[3]), "sizes from 0"),
+        (typed_request("UINT8", [1] * 65, uint_contents=[3]), "has 65 dimensions"),
+        (typed_request("UINT64", [1], uint64_contents=[2**64 - 1, 3]), "2 elements"),
+        (typed_request("UINT32", [1], uint_contents=[]), "0 elements"),
     ],
 )
 def test_bad_contents_are_named(request_: Any, match: str) -> None:
     with pytest.raises(InvalidInput, match=match):
         inputs_of(request_)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "field", "values"),
+    [
+        ("UINT64", "uint64_contents", [0, 2**64 - 1]),
+        ("INT64", "int64_contents", [-(2**63), 2**63 - 1]),
+        ("INT8", "int_contents", [-128, 127]),
+    ],
+)
+def test_whole_numbers_are_taken_to_their_limits(dtype: str, field: str, values: list[int]) -> None:
+    found = arrays_of(typed_request(dtype, [2], **{field: values}))
+    assert [array.tolist() for array in found.values()] == [values]
 
 
 def test_contents_that_do_not_fit_the_inputs_are_named() -> None:
@@ -116,6 +132,7 @@ def test_each_text_is_an_item(shape: tuple[int, ...]) -> None:
         (raw_request(image=bytes_tensor(b"x")), r"\['image: BYTES'\] came, wanted text: BYTES"),
         (raw_request(text=np.zeros(1, np.float32)), "wanted text"),
         (raw_request(text=bytes_tensor()), "wanted at least one"),
+        (raw_request(text=bytes_tensor(*[b"x"] * 513)), "513 elements.*at most 512"),
         (raw_request(text=bytes_tensor(b"x"), more=bytes_tensor(b"y")), "wanted text"),
     ],
 )

@@ -24,6 +24,8 @@ from infer_svc.generation.generator import (
     with_tensors,
 )
 from infer_svc.generation.gpt2 import gpt2_step
+from infer_svc.generation.running import Finish, Prompt
+from infer_svc.generation.scheduler import Scheduler
 from infer_svc.generation.settings import FILE
 from infer_svc.metrics import ModelMetrics
 from mesh.errors import InvalidInput, SettingsError
@@ -179,6 +181,25 @@ async def test_request_that_cannot_be_used_is_refused(
         assert served.succeeded == 0
 
 
+@pytest.mark.parametrize(("caller", "wanted"), [("g/7", "g/7"), ("", "g")])
+async def test_those_behind_one_gateway_take_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caller: str, wanted: str
+) -> None:
+    async with opened(tmp_path, "gpt2") as (generator, _):
+        clients: list[str] = []
+        run = Scheduler.run
+
+        async def watched(self: Scheduler, prompt: Prompt, emit: Callable[[int], None]) -> Finish:
+            clients.append(prompt.client)
+            return await run(self, prompt, emit)
+
+        monkeypatch.setattr(Scheduler, "run", watched)
+        call = Call('{"max_tokens": 1}')
+        call.request.client, call.request.caller = "g", caller
+        await call.run(generator, [1])
+        assert clients == [wanted]
+
+
 @pytest.mark.parametrize("context", [{"ids": [1]}, {"token_ids": [[1]]}], ids=str)
 async def test_context_that_is_none_is_refused(
     tmp_path: Path, context: dict[str, list[int]]
@@ -193,6 +214,12 @@ async def test_context_that_is_none_is_refused(
 async def test_encoder_without_a_token_to_start_with_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="no decoder_start_token_id"):
         async with opened(tmp_path, "bart"):
+            pass
+
+
+async def test_ids_of_another_vocabulary_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"eos_token_id \[50256\] came"):
+        async with opened(tmp_path, "gpt2", eos_token_id=50_256):
             pass
 
 

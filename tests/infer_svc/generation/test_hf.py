@@ -19,6 +19,7 @@ from infer_svc.generation.engines import ENCODER, STEP
 from infer_svc.generation.generator import open_generator
 from infer_svc.generation.hf import Wanted, import_folder
 from infer_svc.generation.settings import read_generation_config
+from infer_svc.generation.stepper import OrtStepper
 from infer_svc.metrics import ModelMetrics
 from infer_svc.repository import load_model
 from mesh.errors import SettingsError
@@ -113,6 +114,45 @@ def test_weights_may_be_in_several_files_and_graphs_in_half_precision(tmp_path: 
     assert half.bytes < 0.6 * (root / "one/1" / STEP).stat().st_size
 
 
+def test_generation_config_has_the_last_word(tmp_path: Path) -> None:
+    folder, root = hf_folder(tmp_path, "gpt2"), repository(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"top_k": 3, "do_sample": True, "eos_token_id": 5}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text('{"temperature": 0.5}')
+    import_folder(folder, root, Wanted("text-generation", "m"))
+    found = read_generation_config(root / "m/1")
+    assert (found.top_k, found.do_sample, found.temperature) == (None, None, 0.5)
+    assert found.eos_token_id == 5
+
+
+def test_words_may_have_other_vectors_at_the_end(tmp_path: Path) -> None:
+    folder, root = hf_folder(tmp_path, "gpt2"), repository(tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("wte.weight"))
+    flipped = {**weights, "lm_head.weight": -weights[name]}
+    save_file(flipped, folder / "model.safetensors")
+    found = {}
+    for tied in (True, False):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": tied}))
+        model = f"tied_{tied}"
+        import_folder(folder, root, Wanted("text-generation", model))
+        found[tied] = OrtStepper(root / model / "1" / STEP, 1).step(0, [[1, 2]], [0]).all_logits
+    np.testing.assert_allclose(found[False], -found[True], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["123", "null", "true", "1e3"])
+def test_name_that_yaml_would_take_for_something_else_stays_a_name(
+    tmp_path: Path, name: str
+) -> None:
+    import_folder(
+        hf_folder(tmp_path, "gpt2"), repository(tmp_path), Wanted("text-generation", name)
+    )  # fmt: skip
+    pipeline = yaml.safe_load((tmp_path / "models" / name / "pipeline.yaml").read_text())
+    assert pipeline["model"] == name
+
+
 def break_nothing(folder: Path) -> None:
     pass
 
@@ -131,6 +171,28 @@ def lose_a_weight(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors")
 
 
+def cut_a_weight(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if "c_attn.weight" in name)
+    save_file({**weights, name: weights[name][:-1].copy()}, folder / "model.safetensors")
+
+
+def index_of_nothing(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": 1}}')
+
+
+def nest_deeply(folder: Path) -> None:
+    (folder / "config.json").write_text("[" * 100_000)
+
+
+def change(name: str, **values: Any) -> Any:
+    def spoil(folder: Path) -> None:
+        found = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(found | values))
+
+    return spoil
+
+
 def garble(name: str) -> Any:
     return lambda folder: (folder / name).write_bytes(b"[1]")
 
@@ -146,6 +208,16 @@ def garble(name: str) -> Any:
         (garble("config.json"), Wanted("text-generation", "m"), "no JSON object"),
         (drop_tokenizer, Wanted("text-generation", "m"), "no tokenizer can be loaded"),
         (lose_a_weight, Wanted("text-generation", "m"), "weight 'ln_f"),
+        (cut_a_weight, Wanted("text-generation", "m"), "do not fit each other"),
+        (change("config.json", n_head=0), Wanted("text-generation", "m"), "ZeroDivisionError"),
+        (change("config.json", n_head=None), Wanted("text-generation", "m"), "TypeError"),
+        (change("config.json", n_embd="x"), Wanted("text-generation", "m"), "TypeError"),
+        (change("config.json", n_layer=None), Wanted("text-generation", "m"), "TypeError"),
+        (change("config.json", eos_token_id=10**6), Wanted("text-generation", "m"), "vocabulary"),
+        (change("config.json", top_k=-1), Wanted("text-generation", "m"), "top_k"),
+        (index_of_nothing, Wanted("text-generation", "m"), "no weight_map"),
+        (nest_deeply, Wanted("text-generation", "m"), "cannot be read"),
+        (break_nothing, Wanted("text-generation", "m", length=1), "length of 1 came, wanted 2"),
     ],
 )
 def test_what_cannot_be_imported_is_told_and_leaves_nothing(

@@ -108,12 +108,20 @@ def test_logit_that_is_no_number_is_the_models_fault(value: float) -> None:
     check_logit(-1e30)
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-6])
+@pytest.mark.parametrize("top_p", [1.0, 0.5])
+def test_no_temperature_is_too_low(temperature: float, top_p: float) -> None:
+    logits = np.array([-6e4, 6e4, -np.inf, 5e4], np.float32)
+    sampling = Sampling(temperature=temperature, top_p=top_p, seed=3)
+    assert {choose(logits, sampling, [], place) for place in range(20)} == {1}
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_token_that_is_banned_does_not_come(temperature: float) -> None:
     sampling = Sampling(temperature=temperature)
     best = int(LOGITS.argmax())
     found = {
-        choose_given_best(LOGITS, best, sampling, [0] * place, frozenset([best, 99]))
+        choose_given_best(LOGITS, best, sampling, [0] * place, frozenset([best, 99, -1]))
         for place in range(50)
     }
     assert best not in found

@@ -17,6 +17,7 @@ from infer_svc.generation.scheduler import PIECE, TRIES, Scheduler
 from mesh.errors import (
     DeadlineExceeded,
     EngineError,
+    InternalError,
     InvalidInput,
     MeshError,
     Overloaded,
@@ -345,13 +346,64 @@ async def test_fault_of_ours_leaves_nobody_waiting() -> None:
     await asyncio.to_thread(scheduler.close)
 
 
+async def test_fault_of_one_choice_is_of_its_generation_alone(
+    counting: tuple[Scheduler, CountingStepper], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler, _ = counting
+
+    def broken(*given: object) -> int:
+        raise IndexError("a fault of ours")
+
+    monkeypatch.setattr("infer_svc.generation.scheduler.choose", broken)
+    sampled = collect(scheduler, Prompt([1], 3, sampling=Sampling(temperature=1)))
+    with pytest.raises(InternalError, match="traceback"):
+        await sampled
+    monkeypatch.undo()
+    assert (await collect(scheduler, Prompt([1], 3)))[0] == [1, 2, 3]
+
+
+async def test_thread_that_ends_asks_for_a_new_process() -> None:
+    lost: list[str] = []
+    stepper = CountingStepper(slots=1)
+    stepper.caches = []  # a step raises an IndexError
+    scheduler = Scheduler(stepper, lost=lost.append)
+    with pytest.raises(StageUnavailable):
+        await collect(scheduler, Prompt([1], 4))
+    assert len(lost) == 1
+    assert "the thread of the generations ended: IndexError" in lost[0]
+    await asyncio.to_thread(scheduler.close)
+
+
+async def test_all_that_was_asked_for_came_but_for_the_end(
+    counting: tuple[Scheduler, CountingStepper],
+) -> None:
+    prompt = Prompt([1], 3, emitted=[1, 2, 3])
+    assert await collect(counting[0], prompt) == ([], LENGTH)
+    assert counting[1].steps == []
+
+
+async def test_fewer_may_wait_where_there_are_few_slots() -> None:
+    stepper = CountingStepper(slots=1)
+    scheduler = Scheduler(stepper)
+    stepper.gate.clear()
+    calls = [asyncio.create_task(collect(scheduler, Prompt([1], 1)))]
+    await eventually(lambda: scheduler.busy == 1)
+    calls += [asyncio.create_task(collect(scheduler, Prompt([1], 1))) for _ in range(64)]
+    await eventually(lambda: scheduler.waiting == 64)
+    with pytest.raises(Overloaded, match="64 generations wait already"):
+        await collect(scheduler, Prompt([1], 1))
+    stepper.gate.set()
+    await asyncio.gather(*calls)
+    await asyncio.to_thread(scheduler.close)
+
+
 @pytest.mark.parametrize(
     ("prompt", "match"),
     [
         (Prompt([], 1), "0 ids and 1 more came"),
         (Prompt([1], 0), "1 ids and 0 more came"),
         (Prompt([1] * 400, 101), "at most 500 together"),
-        (Prompt([1], 3, emitted=[1, 2, 3]), "1 ids and 0 more came"),
+        (Prompt([1], 2, emitted=[1, 2, 3]), "1 ids and -1 more came"),
         (Prompt([1], 1, [5]), "a source of 1 ids came, wanted none"),
     ],
 )

@@ -56,7 +56,9 @@ def test_decoder_alone_goes_on_after_its_prompt() -> None:
     [
         ({}, {}, GREEDY),
         ({"temperature": 0.5, "top_k": 5}, {}, GREEDY),
-        ({"do_sample": True}, {}, Sampling(1.0)),
+        ({"do_sample": True}, {}, Sampling(1.0, 50)),
+        ({"do_sample": True, "top_k": 0}, {}, Sampling(1.0)),
+        ({"do_sample": True, "temperature": 0}, {}, Sampling(0.0, 50)),
         ({"do_sample": True, "temperature": 0.5, "top_k": 5, "top_p": 0.9}, {"seed": 3},
          Sampling(0.5, 5, 0.9, 3)),
         ({"do_sample": True, "top_k": 5}, {"top_k": 0, "temperature": 0}, Sampling(0.0)),
@@ -80,8 +82,10 @@ def test_file_is_read_and_what_is_not_known_in_it_is_not(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("text", "match"),
-    [(None, "No such file"), ("[", "Invalid JSON"), ('{"eos_token_id": "x"}', "eos_token_id")],
-)
+    [(None, "No such file"), ("[", "Invalid JSON"), ('{"eos_token_id": "x"}', "eos_token_id"),
+     ('{"top_k": -1}', "top_k"), ('{"eos_token_id": [-2]}', "eos_token_id"),
+     ('{"repetition_penalty": 0}', "repetition_penalty"), ('{"temperature": NaN}', "temperature")],
+)  # fmt: skip
 def test_file_that_is_missing_or_broken_is_named(
     tmp_path: Path, text: str | None, match: str
 ) -> None:
@@ -105,6 +109,8 @@ def test_parameters_are_read() -> None:
         (b"{", "no JSON"),
         (b"\xff", "no JSON"),
         (b"[]", "parameters: Input should be"),
+        (b"[" * 100_000, "no JSON"),
+        (b'{"repetition_penalty": 1e-9}', "repetition_penalty"),
         (b'{"max_tokens": 0}', "max_tokens: .* greater than or equal to 1 .*came 0"),
         (b'{"temperature": -1}', "temperature"),
         (b'{"top_p": 0}', "top_p"),
@@ -116,3 +122,10 @@ def test_parameters_are_read() -> None:
 def test_parameters_that_cannot_be_used_are_named(text: bytes, match: str) -> None:
     with pytest.raises(InvalidInput, match=match):
         read_parameters(text)
+
+
+@pytest.mark.parametrize("name", ["decoder_start_token_id", "eos_token_id", "forced_eos_token_id"])
+def test_ids_that_are_no_tokens_are_named(name: str) -> None:
+    GenerationConfig.model_validate({name: 49}).check(50)
+    with pytest.raises(SettingsError, match=rf"{name} \[50\] came, the vocabulary has 50"):
+        GenerationConfig.model_validate({name: 50}).check(50)

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from infer_svc.generation.stepper import OrtStepper
-from mesh.errors import EngineError
+from mesh.errors import EngineError, SettingsError
 from tests.infer_svc.generation.networks import (
     BART,
     GPT2,
     GPT2_LENGTH,
+    bart_graphs,
     bart_stepper,
     gpt2_stepper,
 )
@@ -66,6 +67,11 @@ def test_cache_is_written_where_it_is() -> None:
     wanted = np.zeros((4, GPT2_LENGTH), bool)
     wanted[1, 0] = wanted[2, 3] = True
     np.testing.assert_array_equal(written, wanted)
+
+
+def test_step_of_a_decoder_wants_its_encoder() -> None:
+    with pytest.raises(SettingsError, match=r"encoder\.onnx is missing"):
+        OrtStepper(bart_graphs()[1], 1, None)
 
 
 def test_id_that_the_vocabulary_has_not_is_an_engine_error_and_the_next_step_works() -> None:

@@ -107,6 +107,17 @@ async def test_text_may_come_from_standard_input(monkeypatch: pytest.MonkeyPatch
     assert SENT[0].text == "a long text\n"
 
 
+@pytest.mark.parametrize("words", [["-"], ["caf\udce9"]])
+async def test_text_that_is_no_utf_8_is_named(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stdin = io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert await run(*words) == 1
+    assert "the text is no UTF-8" in capsys.readouterr().err
+    assert SENT == []
+
+
 async def test_reader_that_has_enough_ends_it_quietly() -> None:
     words = [sys.executable, "-m", "mesh.cli", "generate", "x", "--gateway", ADDRESS[0]]
     process = await asyncio.create_subprocess_exec(
