@@ -83,6 +83,11 @@ class Api:
         """Tell whether contexts make CUDA graphs of their runs by themselves."""
         return hasattr(self.trt, "CudaGraphStrategy")
 
+    @property
+    def writes_caches(self) -> bool:
+        """Tell whether an engine can write into a cache where it is, as generation needs it."""
+        return hasattr(self.trt, "IKVCacheUpdateLayer")
+
     def flush(self) -> None:
         """Pass on to `logging` what TensorRT said; each call of this class does so at its end."""
         self.lines.flush()

@@ -47,6 +47,11 @@ def open_stepper(version: Path, config: ModelConfig, machine: Machine) -> Steppe
             f"model {config.name!r} wants the GPUs {gpus}, but generates on one of a process; name "
             "one in its instance_group, or start a process for each with `trtmesh up --gpu-each`"
         )
+    if not (api := tensorrt_api()).writes_caches:
+        raise SettingsError(
+            f"model {config.name!r} generates, {api.flavour} {api.version} came, wanted 10.15 or "
+            "newer; install that, or give its instance_group KIND_CPU"
+        )
     inputs = declared_inputs(version / STEP)
     step = _engine(version, config, gpus[0], machine, STEP, [step_profile(inputs, config.slots)])
     if not encoder.exists():

@@ -70,6 +70,7 @@ GUARDED = {
     "IRuntimeConfig.cuda_graph_strategy": {"rtx"},
     "Runtime.get_engine_validity": {"rtx"},
     "IAttentionInputLayer": {"10.16", "11.1", "11.4", "rtx"},
+    "IKVCacheUpdateLayer": {"10.16", "11.1", "11.4", "rtx"},
 }
 """Who has what stands in a `hasattr` of our sources."""
 

@@ -2,11 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from unittest.mock import Mock
 
 import pytest
 
 from infer_svc.backends.machine import Machine
 from infer_svc.backends.tensorrt import tensorrt_api
+from infer_svc.backends.trt_api import Api
 from infer_svc.build.order import declared_inputs
 from infer_svc.config import Instances
 from infer_svc.generation import engines
@@ -46,6 +49,19 @@ def test_what_cannot_be_had_is_told(
     version = write_version(tmp_path / "1", "bart", {})
     config = replace(model_config("m"), backend=backend, instances=(Instances(1, gpus),))
     with pytest.raises(SettingsError, match=match):
+        open_stepper(version, config, Machine())
+
+
+def test_tensorrt_that_writes_no_caches_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = ModuleType("tensorrt")
+    old.__dict__.update(__version__="10.12.0.36", IRuntimeConfig=object, Logger=Mock())
+    monkeypatch.setattr(engines, "tensorrt_api", lambda: Api(old, own_logger=True))
+    monkeypatch.setattr(engines, "places", lambda config: {0: 1})
+    version = write_version(tmp_path / "1", "gpt2", {})
+    config = replace(model_config("m"), backend="tensorrt", instances=(Instances(1, (0,)),))
+    with pytest.raises(SettingsError, match=r"tensorrt 10\.12\.0\.36 came, wanted 10\.15 or newer"):
         open_stepper(version, config, Machine())
 
 
