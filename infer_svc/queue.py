@@ -245,14 +245,18 @@ class RequestQueue:
         self._size -= 1
 
     def _wishes(self, request: Request) -> tuple[int, float]:
-        """Return the level and the timeout in seconds that a request's parameters ask for."""
+        """Return the level and the timeout in seconds that a request's parameters ask for.
+
+        A level that the model does not have is its default one: so it is in Triton.
+        """
         level, timeout_us = read_wishes(request.parameters)
-        if not 0 <= level <= self._batching.levels or timeout_us < 0:
+        if level < 0 or timeout_us < 0:
             raise InvalidInput(
-                f"priority {level} and timeout {timeout_us * MICRO} s came, wanted 0 to "
-                f"{self._batching.levels} and at least 0"
+                f"priority {level} and timeout {timeout_us * MICRO} s came, wanted at least 0"
             )
-        return level or self._batching.default_level, timeout_us * MICRO
+        if not 1 <= level <= self._batching.levels:
+            level = self._batching.default_level
+        return level, timeout_us * MICRO
 
 
 def read_wishes(parameters: bytes) -> tuple[int, int]:

@@ -78,8 +78,8 @@ async def test_smaller_level_is_served_first(make: Make) -> None:
     assert drain(queued(LEVELS, low, high, middle)) == [high, middle, low]
 
 
-@pytest.mark.parametrize("given", [{}, {"priority": 0}, {"timeout": 5}], ids=str)
-async def test_request_without_priority_has_the_default_level(
+@pytest.mark.parametrize("given", [{}, {"priority": 0}, {"priority": 4}, {"timeout": 5}], ids=str)
+async def test_request_without_a_priority_that_there_is_has_the_default_level(
     make: Make, given: dict[str, int]
 ) -> None:
     low, default, high = make(priority=3), make(**given), make(priority=1)
@@ -90,7 +90,7 @@ async def test_request_without_priority_has_the_default_level(
     "parameters",
     [
         b"{", b"[]", b'"x"', b"null", b"\xff", b'{"priority": "high"}', b'{"priority": null}',
-        b'{"priority": [1]}', b'{"priority": 4}', b'{"priority": -1}', b'{"timeout": -1}',
+        b'{"priority": [1]}', b'{"priority": -1}', b'{"timeout": -1}',
         b'{"priority": Infinity}', b'{"timeout": NaN}', b'{"timeout": 1e400}',
         b'{"timeout": ' + b"9" * 400 + b"}",
     ],
@@ -108,9 +108,9 @@ async def test_parameters_that_cannot_be_used_are_refused_and_not_queued(
     assert queue.first() is None
 
 
-async def test_priority_without_levels_is_refused_with_what_is_wanted(make: Make) -> None:
-    with pytest.raises(InvalidInput, match=r"priority 1 .* wanted 0 to 0"):
-        queued(Batching(), make(priority=1))
+async def test_priority_without_levels_changes_nothing(make: Make) -> None:
+    first, second = make(), make(priority=1)
+    assert drain(queued(Batching(), first, second)) == [first, second]
 
 
 async def test_parameters_that_mean_nothing_here_are_passed_over(make: Make) -> None:
