@@ -83,7 +83,7 @@ def test_parameters_are_honoured(channel: grpc.Channel) -> None:
         ({"top_p": 0}, LONG, "top_p"),
         ({"stop": [""]}, LONG, "stop"),
         ({}, "", "empty text"),
-        ({}, "1" * 500, "64"),
+        ({}, "1" * 500, "at most 63"),
         ({"pipeline": "language"}, LONG, "task"),
     ],
     ids=str,

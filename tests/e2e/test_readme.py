@@ -31,7 +31,7 @@ def test_readme_is_short() -> None:
 def test_command_of_the_readme_works(mesh: Mesh, command: str, tmp_path: Path) -> None:
     (ROOT / "build").mkdir(exist_ok=True)
     mesh.cli("language", "Good morning")  # so that there is a trace to show
-    done = mesh.cli(*shlex.split(command)[1:])
+    done = mesh.cli(*shlex.split(command, comments=True)[1:])
     assert done.returncode == 0, done.stderr
     assert done.stdout
 
