@@ -14,7 +14,7 @@ from infer_svc.generation.sampling import choose as choose_given_best
 from mesh.errors import EngineError, InvalidInput
 
 LOGITS = np.array([1.0, 0.5, -1.0, 2.0, 0.0, -3.0], np.float32)
-MANY = 20_000
+MANY = 8_000
 
 
 def choose(logits: NDArray[Any], sampling: Sampling, text: Sequence[int], position: int) -> int:
