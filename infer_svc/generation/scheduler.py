@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 
 PIECE = 64
 """Ids of prompts that are read between two steps."""
-LEAST_WAITING, WAITING_SHARE = 64, 8
-"""Generations that may wait, and how many for each slot."""
+MOST_WAITING = 768
+"""Generations that may wait: of the 1,024 items that a replica takes, other models have the rest."""
 TRIES = 3
 """Steps that may fail with a generation in them before it fails: its ids are known, and what a GPU
 refused once may go well the next time."""
@@ -45,8 +45,7 @@ class Scheduler:
     Args:
         stepper: used by the scheduler's thread only.
         loop: of whoever asks; None: the running one.
-        max_waiting: generations that wait for a slot, more are refused; 0: by the slots. Each holds
-            a place among the items of its replica, which all models share.
+        max_waiting: generations that wait for a slot, more are refused.
         lost: called in the thread when only a new process helps; what is under way is answered no
             more, so that it goes on elsewhere.
     """
@@ -55,11 +54,11 @@ class Scheduler:
         self,
         stepper: Stepper,
         loop: asyncio.AbstractEventLoop | None = None,
-        max_waiting: int = 0,
+        max_waiting: int = MOST_WAITING,
         lost: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self._stepper = stepper
-        self._max_waiting = max_waiting or max(LEAST_WAITING, WAITING_SHARE * stepper.slots)
+        self._max_waiting = max_waiting
         self._lost = lost
         self._slots: list[Running | None] = []
         """The slots in use are the first ones, but for those that were just freed."""

@@ -382,21 +382,6 @@ async def test_all_that_was_asked_for_came_but_for_the_end(
     assert counting[1].steps == []
 
 
-async def test_fewer_may_wait_where_there_are_few_slots() -> None:
-    stepper = CountingStepper(slots=1)
-    scheduler = Scheduler(stepper)
-    stepper.gate.clear()
-    calls = [asyncio.create_task(collect(scheduler, Prompt([1], 1)))]
-    await eventually(lambda: scheduler.busy == 1)
-    calls += [asyncio.create_task(collect(scheduler, Prompt([1], 1))) for _ in range(64)]
-    await eventually(lambda: scheduler.waiting == 64)
-    with pytest.raises(Overloaded, match="64 generations wait already"):
-        await collect(scheduler, Prompt([1], 1))
-    stepper.gate.set()
-    await asyncio.gather(*calls)
-    await asyncio.to_thread(scheduler.close)
-
-
 @pytest.mark.parametrize(
     ("prompt", "match"),
     [
