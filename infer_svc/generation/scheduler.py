@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 PIECE = 64
 """Ids of prompts that are read between two steps."""
 MOST_WAITING = 768
-"""Generations that may wait: of the 1,024 items that a replica takes, other models have the rest."""
+"""Generations that may wait; of the 1,024 items that a replica takes, others have the rest."""
 TRIES = 3
 """Steps that may fail with a generation in them before it fails: its ids are known, and what a GPU
 refused once may go well the next time."""
