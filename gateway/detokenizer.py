@@ -10,9 +10,10 @@ from itertools import chain
 import numpy as np
 
 from mesh.client import StageClient
-from mesh.errors import InternalError, InvalidInput, MeshError
+from mesh.errors import InvalidInput, MeshError
 from mesh.item import Request
 from mesh.layers import NO_TRACE
+from mesh.status import public
 from mesh.tensor import Array, Tensors, TensorSpec, bytes_tensor, pack, unpack
 from protos.mesh.v1.stage_pb2 import Target
 
@@ -145,10 +146,10 @@ class Detokenizer:
         except MeshError as err:
             for text, *_ in rows:
                 text.fail(type(err)(str(err)))  # one raised twice keeps every traceback
-        except Exception:  # the task's boundary: nobody may wait for ever
+        except Exception as err:  # the task's boundary: nobody may wait for ever
             log.exception("tokens cannot be read")
             for text, *_ in rows:
-                text.fail(InternalError("internal error; the server's log has the traceback"))
+                text.fail(public(err))
 
     async def _ask(self, rows: "list[Row]") -> Tensors:
         payload = pack({
@@ -166,8 +167,7 @@ class Detokenizer:
         # It is of many traces, and thousands a second: of none.
         request = Request(target.name, payload, target.parameters, b"", deadline, NO_TRACE)
         reply = await self._stage.call(request)
-        if (error := reply.error()) is not None:
-            raise error
+        reply.check()
         return unpack(reply.payload)
 
 

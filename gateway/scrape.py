@@ -15,9 +15,8 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from mesh.errors import MeshError
-from mesh.families import unpack_families
-from mesh.unary import ask
-from protos.mesh.v1.stage_pb2 import MetricsRequest, MetricsResponse
+from mesh.families import ask_metrics, unpack_families
+from protos.mesh.v1.stage_pb2 import MetricsResponse
 
 WORKER = "mesh.v1.GatewayWorker"
 """Service of a data worker for the control process: `Metrics`, as a stage has it."""
@@ -134,9 +133,8 @@ class Scrape(Collector):
         await asyncio.gather(*(self._ask_one(source, answers) for source in sources))
 
     async def _ask_one(self, source: Source, answers: dict[Source, bytes]) -> None:
-        message, method = MetricsRequest().SerializeToString(), f"{source.service}/Metrics"
         try:
-            answers[source] = await ask(source.address, method, message, self._answer_s)
+            answers[source] = await ask_metrics(source.service, source.address, self._answer_s)
         except (MeshError, grpc.aio.BaseError) as err:
             log.debug("no metrics", extra={**source.labels, "error": str(err)})
 

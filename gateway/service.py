@@ -130,8 +130,7 @@ class MeshService:
 
         item.emit = emit
         reply = await self._item(item)
-        if (error := reply.error()) is not None:
-            raise error
+        reply.check()
         return generate_end(reply)
 
     async def _run(self, message: mesh_pb2.RunRequest, request: Request) -> Message:

@@ -44,7 +44,5 @@ async def call_stage(
         request.client, slot, hops=request.hops, caller=caller, resume=resume,
     )  # fmt: skip
     reply = await client.call(step, lease, more)
-    error = reply.error()
-    if error is not None:
-        raise error
+    reply.check()
     return reply

@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry, Metric
 from mesh.grpc_types import Method
 from mesh.item import Reply, Request
 from mesh.layers import errors, logging_failures, stack
-from mesh.unary import unary_method
-from protos.mesh.v1.stage_pb2 import MetricFamily, MetricSample, MetricsResponse
+from mesh.unary import ask, unary_method
+from protos.mesh.v1.stage_pb2 import MetricFamily, MetricSample, MetricsRequest, MetricsResponse
 
 
 def pack_families(registry: CollectorRegistry) -> MetricsResponse:
@@ -29,6 +29,17 @@ def unpack_families(response: MetricsResponse, labels: Mapping[str, str]) -> lis
         ValueError: a family has a name or a type that cannot be.
     """
     return [_unpack(family, labels) for family in response.families]
+
+
+async def ask_metrics(service: str, address: str, timeout_s: float) -> bytes:
+    """Return what the method `Metrics` of a service answers, a serialized `MetricsResponse`.
+
+    Raises:
+        MeshError: it fails, or does not answer in time.
+    """
+    return await ask(
+        address, f"{service}/Metrics", MetricsRequest().SerializeToString(), timeout_s
+    )  # fmt: skip
 
 
 def metrics_method(service: str, registry: CollectorRegistry) -> Method:

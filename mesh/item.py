@@ -52,6 +52,15 @@ class Reply:
         """Return the error that the status stands for."""
         return from_status(self.status) if self.status is not None else None
 
+    def check(self) -> None:
+        """Call before the payload is used.
+
+        Raises:
+            MeshError: what the status stands for.
+        """
+        if (error := self.error()) is not None:
+            raise error
+
 
 @dataclass(slots=True)
 class Hop:

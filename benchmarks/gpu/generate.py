@@ -20,6 +20,7 @@ import transformers
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from benchmarks.gpu.served import show
 from benchmarks.load.generating import summary
 from benchmarks.peers.server import running
 from benchmarks.peers.systems import Place, start_mesh
@@ -68,28 +69,28 @@ async def measure(root: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         "gpu": device(0).name, "slots": SLOTS, "open_s": round(time.perf_counter() - began, 1),
     }  # fmt: skip
-    show(found, "bare", bare(generator))
-    show(found, "inside", await inside(generator))
+    note(found, "bare", bare(generator))
+    note(found, "inside", await inside(generator))
     found["inside_to_bare"] = round(
         found["inside"]["tokens_per_s"] / found["bare"][f"{SLOTS}_rows_per_s"], 3
     )
-    show(found, "alone", await alone(generator))
-    show(found, "summaries", await summaries(generator))
+    note(found, "alone", await alone(generator))
+    note(found, "summaries", await summaries(generator))
     await asyncio.to_thread(generator.close)
-    show(found, "through", await asyncio.to_thread(through, root, place))
+    note(found, "through", await asyncio.to_thread(through, root, place))
     found["through_to_bare"] = round(
         found["through"]["tokens_per_s"] / found["bare"][f"{SLOTS}_rows_per_s"], 3
     )
-    show(found, "transformers", one_by_one())
+    note(found, "transformers", one_by_one())
     rate = found["transformers"]["tokens_per_s"]
     found["inside_to_transformers"] = round(found["inside"]["tokens_per_s"] / rate, 1)
     return found
 
 
-def show(found: dict[str, Any], name: str, figures: Any) -> None:
+def note(found: dict[str, Any], name: str, figures: Any) -> None:
     """Note figures, and print them: what follows may take minutes."""
     found[name] = figures
-    print(name, figures, flush=True)
+    show({name: figures})
 
 
 def weights() -> dict[str, NDArray[np.float16]]:

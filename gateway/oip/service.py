@@ -8,6 +8,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -188,8 +189,7 @@ class OipService:
         ]  # fmt: skip
         replies = await asyncio.gather(*map(self._item, requests))
         for reply in replies:
-            if (error := reply.error()) is not None:
-                raise error
+            reply.check()
         response = _response(message, pipeline)
         fill_outputs(response, message, joined([reply.payload for reply in replies]))
         return response
@@ -267,7 +267,7 @@ def _inputs(pipeline: Pipeline) -> list[Any]:
     """Return what a request brings: of texts and files as many as there are."""
     if pipeline.before is None:
         return list(pipeline.inputs)
-    return [type(spec)(spec.name, spec.dtype, (-1,)) for spec in pipeline.inputs]
+    return [replace(spec, shape=(-1,)) for spec in pipeline.inputs]
 
 
 def _response(message: Any, pipeline: Pipeline) -> Any:

@@ -9,14 +9,12 @@ import grpc
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as oip
 
+from gateway.scrape import ANSWER_S
 from mesh.client import StageClient
 from mesh.errors import MeshError
-from mesh.families import unpack_families
-from mesh.unary import ask
-from protos.mesh.v1.stage_pb2 import MetricsRequest, MetricsResponse
+from mesh.families import ask_metrics, unpack_families
+from protos.mesh.v1.stage_pb2 import MetricsResponse
 
-ANSWER_S = 1.0
-"""How long a replica may take; one that does not answer is missing in the sums."""
 NS_PER_US = 1000
 DURATIONS = {
     "success": "nv_inference_request_duration_us",
@@ -34,7 +32,7 @@ Sums = dict[tuple[str, str], Counter[str]]
 
 
 async def statistics(infer: StageClient) -> Sums:
-    """Return what all replicas counted since they started."""
+    """Return what all replicas counted since they started; who does not answer is left out."""
     found: Sums = {}
     for families in await asyncio.gather(*(_families(infer, at) for at in infer.addresses)):
         for family in families:
@@ -66,9 +64,8 @@ def model_statistics(name: str, version: str, sums: Counter[str]) -> Any:
 
 
 async def _families(infer: StageClient, address: str) -> list[Any]:
-    message = MetricsRequest().SerializeToString()
     try:
-        answer = await ask(address, f"{infer.stage}/Metrics", message, ANSWER_S)
+        answer = await ask_metrics(infer.stage, address, ANSWER_S)
         return list(unpack_families(MetricsResponse.FromString(answer), {}))
     except (MeshError, grpc.aio.BaseError, DecodeError, ValueError) as err:
         log.warning("no statistics", extra={"replica": address, "error": str(err)})

@@ -1,18 +1,15 @@
 """Execution contexts of one engine, each for one shape; they never run at the same time."""
 
-import logging
 import threading
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from infer_svc.backends.cuda import Block, Device, Stream
-from infer_svc.backends.errors import DeviceLost
 from infer_svc.backends.machine import Machine
 from infer_svc.backends.trt_api import Api
 from mesh.errors import EngineError
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -120,7 +117,9 @@ class Contexts:
             return
         for shaped in self._all.values():
             if shaped.graphs:
-                self._record(shaped)
+                shaped.graph = self._gpu.record(
+                    self._stream.handle, partial(self._execute, shaped), str(shaped.shapes)
+                )
 
     def rebuild(self) -> None:
         """Make the context anew that ran last.
@@ -171,21 +170,6 @@ class Contexts:
     def _execute(self, shaped: Shaped) -> None:
         if not shaped.context.execute_async_v3(self._stream.handle):
             raise EngineError(f"TensorRT refused a run: {self._api.lines.text()}")
-
-    def _record(self, shaped: Shaped) -> None:
-        library, stream = self._gpu.library, self._stream.handle
-        try:
-            library.begin_capture(stream)
-            try:
-                self._execute(shaped)
-            finally:
-                graph = library.end_capture(stream)
-        except DeviceLost:
-            raise
-        except EngineError as err:  # a layer may do what no graph can; the engine runs without
-            log.warning("no graph", extra={"shapes": str(shaped.shapes), "error": str(err)})
-            return
-        shaped.graph = graph
 
     def _end(self, shaped: Shaped) -> None:
         self._gpu.count(contexts=-1)

@@ -4,8 +4,9 @@ Allocating and freeing device memory stops the GPU with Python's lock held, so a
 while a lane is opened or closed, never while it serves.
 """
 
+import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from infer_svc.backends.errors import DeviceLost, OutOfMemory
 from infer_svc.backends.libcuda import STICKY, Library
 from mesh.errors import EngineError, SettingsError
 from mesh.tensor import Array
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -93,6 +96,30 @@ class Device:
             if code in STICKY:
                 name = self.library.name(code)
                 raise DeviceLost(f"{error}; the GPU's state is {name} ({code})") from error
+
+    def record(self, stream: int, queue: Callable[[], None], what: str) -> int:
+        """Return a graph of what a call queues: one launch; 0: it cannot be one.
+
+        Args:
+            stream: handle of the one it is queued on.
+            queue: the call.
+            what: it is, for the log.
+
+        Raises:
+            DeviceLost: only a new process helps.
+        """
+        try:
+            self.library.begin_capture(stream)
+            try:
+                queue()
+            finally:
+                graph = self.library.end_capture(stream)
+        except DeviceLost:
+            raise
+        except EngineError as err:  # a layer may do what no graph can; the engine runs without
+            log.warning("no graph", extra={"shapes": what, "error": str(err)})
+            return 0
+        return graph
 
     def memory(self) -> tuple[int, int]:
         """Return the free and the whole memory of the GPU, in bytes."""

@@ -1,10 +1,10 @@
 """What a lane runs batches with on a GPU: buffers, a stream, an execution context per shape."""
 
-import logging
 import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,6 @@ from infer_svc.backends.trt_api import Api, Tensor
 from infer_svc.faults import NO_FAULTS, Faults
 from mesh.errors import EngineError
 from mesh.tensor import Array, Tensors
-
-log = logging.getLogger(__name__)
 
 ShapeOf = dict[str, tuple[int, ...]]
 RunKey = tuple[int, tuple[tuple[int, ...], ...]]
@@ -305,23 +303,10 @@ class TensorRTContext:
         for _ in range(WARM_RUNS):
             self._run([inputs], NO_FAULTS)
         if self._graphs_wanted and not self._api.captures_graphs:
-            self._capture(self._runs[key], key[1])
-
-    def _capture(self, run: ShapedRun, shapes: tuple[tuple[int, ...], ...]) -> None:
-        """Record a run that was just made as a graph: one launch, where the flavour has no own."""
-        library, stream = self._gpu.library, self._stream.handle
-        try:
-            library.begin_capture(stream)
-            try:
-                self._execute(run.context)
-            finally:
-                graph = library.end_capture(stream)
-        except DeviceLost:
-            raise
-        except EngineError as err:  # a layer may do what no graph can; the engine runs without
-            log.warning("no graph", extra={"shapes": str(shapes), "error": str(err)})
-            return
-        run.graph = graph
+            run = self._runs[key]
+            run.graph = self._gpu.record(
+                self._stream.handle, partial(self._execute, run.context), str(key[1])
+            )
 
 
 def _sizes(tensor: Tensor, limits: tuple[int, ...], rows: int) -> tuple[int, ...]:

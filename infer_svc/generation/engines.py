@@ -11,7 +11,7 @@ from infer_svc.backends.trt_build import Profile, Range
 from infer_svc.build.order import declared_inputs
 from infer_svc.config import ModelConfig
 from infer_svc.generation.stepper import CACHE, OrtStepper, Stepper
-from infer_svc.generation.tensorrt_stepper import PIECES, TensorRTStepper
+from infer_svc.generation.tensorrt_stepper import PIECES, TensorRTStepper, sized
 from infer_svc.repository import places
 from mesh.errors import SettingsError
 from mesh.tensor import TensorSpec
@@ -111,11 +111,5 @@ def _engine(
 
 
 def _range(spec: TensorSpec, rows: Sequence[int], tokens: Sequence[int]) -> Range:
-    least, best, most = (
-        tuple(
-            size if size != -1 else tokens[at] if axis else rows[at]
-            for axis, size in enumerate(spec.shape)
-        )
-        for at in range(3)
-    )
+    least, best, most = (sized(spec, *sizes) for sizes in zip(rows, tokens, strict=True))
     return least, best, most

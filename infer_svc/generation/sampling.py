@@ -17,8 +17,6 @@ Logits = NDArray[np.floating]
 _MASK = (1 << 64) - 1
 _STEP = 0x9E3779B97F4A7C15
 """2**64 divided by the golden ratio, odd."""
-
-
 LEAST_PENALTY = 0.01
 """So that no logit becomes infinite by it."""
 LEAST = -1e300

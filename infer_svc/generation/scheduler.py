@@ -18,15 +18,9 @@ from infer_svc.backends.errors import DeviceLost
 from infer_svc.generation.running import LENGTH, STOP, Event, Finish, Prompt, Running
 from infer_svc.generation.sampling import check_logit, choose
 from infer_svc.generation.stepper import Outcome, Stepper
-from mesh.errors import (
-    DeadlineExceeded,
-    InternalError,
-    InvalidInput,
-    MeshError,
-    Overloaded,
-    StageUnavailable,
-)
+from mesh.errors import DeadlineExceeded, InvalidInput, MeshError, Overloaded, StageUnavailable
 from mesh.fair_queue import FairQueue
+from mesh.status import public
 
 log = logging.getLogger(__name__)
 
@@ -304,13 +298,10 @@ class Scheduler:
         prompt = running.prompt
         try:
             token = self._token(running, outcome, row)
-        except MeshError as err:
-            self._tell(running, err)
-            self._free(running)
-            return
-        except Exception:  # one that nobody expected is of this generation alone
-            log.exception("no token could be chosen")
-            self._tell(running, InternalError("internal error; the server's log has the traceback"))
+        except Exception as err:  # one that nobody expected is of this generation alone
+            if not isinstance(err, MeshError):
+                log.exception("no token could be chosen")
+            self._tell(running, public(err))
             self._free(running)
             return
         running.first = running.first or time.monotonic()

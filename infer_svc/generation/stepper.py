@@ -1,6 +1,6 @@
 """What runs steps: a network with a cache for so many generations at once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -148,7 +148,9 @@ class OrtStepper:
             for tensor in map(spec, self._step.get_inputs())
             if tensor.name.startswith((*CACHE, *CROSSED))
         }
-        if not self._longest(CACHE):
+        self.length = longest(self._state, CACHE)
+        self.source_length = longest(self._state, CROSSED)
+        if not self.length:
             names = [tensor.name for tensor in self._step.get_inputs()]
             raise SettingsError(f"a step with the inputs {names} came, wanted caches k_0, v_0, …")
         if encoder is None and any(name.startswith(CROSSED) for name in self._state):
@@ -156,8 +158,6 @@ class OrtStepper:
         self._xlen = np.zeros(slots, np.int64)
         self._bindings: dict[tuple[int, int], Any] = {}
         self.slots = slots
-        self.length = self._longest(CACHE)
-        self.source_length = self._longest(CROSSED)
         outputs = {tensor.name: tensor.shape for tensor in map(spec, self._step.get_outputs())}
         self.vocabulary = outputs["logits"][-1]
         self._done: OrtOutcome | None = None
@@ -225,10 +225,6 @@ class OrtStepper:
         for array in (*self._state.values(), self._xlen):
             array[target] = array[source]
 
-    def _longest(self, names: tuple[str, ...]) -> int:
-        found = [array.shape[2] for name, array in self._state.items() if name.startswith(names)]
-        return found[0] if found else 0
-
     def _binding(self, first: int, rows: int) -> Any:
         """Return what binds a step to the caches of some slots, the same each time."""
         key = first, rows
@@ -256,6 +252,17 @@ class OrtStepper:
             if name.startswith(written):
                 _run(binding.bind_ortvalue_output, f"{name}_out", part)
         return binding
+
+
+def longest(caches: Mapping[str, Any], names: tuple[str, ...]) -> int:
+    """Return the tokens that a cache holds; 0: there is none.
+
+    Args:
+        caches: what has the shape [B, H, tokens, D], by name.
+        names: that one begins with.
+    """
+    found = [cache.shape[2] for name, cache in caches.items() if name.startswith(names)]
+    return found[0] if found else 0
 
 
 def _run(call: Any, *arguments: Any) -> Any:

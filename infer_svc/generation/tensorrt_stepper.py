@@ -18,7 +18,7 @@ from infer_svc.backends.staging import NUMBER as ID
 from infer_svc.backends.staging import Stage, Staging, pinned
 from infer_svc.backends.tensorrt import TensorRTEngine
 from infer_svc.backends.tensorrt_context import WARM_RUNS
-from infer_svc.generation.stepper import CACHE, CROSSED
+from infer_svc.generation.stepper import CACHE, CROSSED, longest
 from mesh.errors import EngineError
 from mesh.tensor import NUMPY_DTYPES, Array, TensorSpec
 
@@ -96,8 +96,8 @@ class TensorRTStepper:
         self._rows = {
             name: spec for name, spec in inputs.items() if name.startswith((*CACHE, *CROSSED))
         }
-        self.length = _longest(self._rows, CACHE)
-        self.source_length = _longest(self._rows, CROSSED)
+        self.length = longest(self._rows, CACHE)
+        self.source_length = longest(self._rows, CROSSED)
         self._outputs = {spec.name: spec for spec in step.outputs}
         self.vocabulary = self._outputs["logits"].shape[-1]
         self._row_bytes = {
@@ -287,8 +287,8 @@ class TensorRTStepper:
         self._logits = pinned(self._gpu, self.vocabulary, dtype)
         self._tops.extend(pinned(self._gpu, self.slots, dtype) for _ in range(AHEAD + 1))
         self._starts = Staging(self._gpu, self._stream, AHEAD + 1, 3 * self.slots)
-        longest = max(2 * self.source_length, XLEN) + 1
-        self._texts = Staging(self._gpu, self._stream, STAGES, longest)
+        numbers = max(2 * self.source_length, XLEN) + 1
+        self._texts = Staging(self._gpu, self._stream, STAGES, numbers)
         self._step = self._new_contexts(step, machine)
         self._encoder = self._new_contexts(encoder, machine) if encoder is not None else None
         ones = self._starts.next()
@@ -305,10 +305,10 @@ class TensorRTStepper:
     def _make_steps(self) -> None:
         specs = self._engines[0].inputs
         for width in self._widths:
-            shapes = {spec.name: _sized(spec, width, 1) for spec in specs}
+            shapes = {spec.name: sized(spec, width, 1) for spec in specs}
             self._step.make((WRITE, width), 0, shapes, self._addresses())
         for size in (size for size in PIECES if size <= self.length):
-            shapes = {spec.name: _sized(spec, 1, size) for spec in specs}
+            shapes = {spec.name: sized(spec, 1, size) for spec in specs}
             # Its addresses change with the slot, and a graph would be made anew each time.
             self._step.make((READ, size), 0, shapes, self._piece_addresses(0), graphs=False)
 
@@ -326,7 +326,7 @@ class TensorRTStepper:
         for name in made:
             addresses[name] = addresses[f"{name}_out"] = self._blocks[f"made {name}"].address
         for profile, length in enumerate(self._lengths):
-            shapes = {spec.name: _sized(spec, 1, length) for spec in encoder.inputs}
+            shapes = {spec.name: sized(spec, 1, length) for spec in encoder.inputs}
             self._encoder.make(length, profile, shapes, addresses)
 
     def _warm_up(self) -> None:
@@ -374,12 +374,8 @@ class TensorRTStepper:
         return made
 
 
-def _longest(rows: Mapping[str, TensorSpec], names: tuple[str, ...]) -> int:
-    found = [spec.shape[2] for name, spec in rows.items() if name.startswith(names)]
-    return found[0] if found else 0
-
-
-def _sized(spec: TensorSpec, rows: int, tokens: int) -> tuple[int, ...]:
+def sized(spec: TensorSpec, rows: int, tokens: int) -> tuple[int, ...]:
+    """Return a shape with sizes for those that are open: rows first, then tokens."""
     return tuple(
         size if size != -1 else tokens if axis else rows for axis, size in enumerate(spec.shape)
     )

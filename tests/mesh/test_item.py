@@ -40,3 +40,9 @@ def test_reply_with_a_status_is_the_error_it_was_made_of() -> None:
     error = Reply(status=to_status(InvalidInput("no tensor"))).error()
     assert isinstance(error, InvalidInput)
     assert str(error) == "no tensor"
+
+
+def test_reply_that_is_checked_raises_what_its_status_stands_for() -> None:
+    Reply(b"x").check()
+    with pytest.raises(InvalidInput, match="no shape"):
+        Reply(status=to_status(InvalidInput("no shape"))).check()
