@@ -11,6 +11,8 @@ from infer_svc.backends.machine import Machine
 from infer_svc.backends.trt_api import Api
 from mesh.errors import EngineError
 
+NOTHING: Mapping[str, int] = {}
+
 
 @dataclass(eq=False)
 class Shaped:
@@ -19,6 +21,7 @@ class Shaped:
     profile: int
     shapes: Mapping[str, tuple[int, ...]]
     addresses: Mapping[str, int]
+    copied: Mapping[str, int]
     graphs: bool
     context: Any = None
     config: Any = None
@@ -71,6 +74,7 @@ class Contexts:
         profile: int,
         shapes: Mapping[str, tuple[int, ...]],
         addresses: Mapping[str, int],
+        copied: Mapping[str, int] = NOTHING,
         *,
         graphs: bool = True,
     ) -> None:
@@ -81,6 +85,7 @@ class Contexts:
             profile: that has room for it.
             shapes: of the inputs.
             addresses: of all tensors.
+            copied: bytes that each run copies from the output `<name>_out` to the input of a name.
             graphs: whether its runs become CUDA graphs, if that is wanted at all.
 
         Raises:
@@ -88,7 +93,7 @@ class Contexts:
         """
         if self._block is None:
             self._block = Block(self._gpu, self._api.memory_bytes(self._engine))
-        shaped = Shaped(profile, shapes, addresses, graphs and self._machine.graphs)
+        shaped = Shaped(profile, shapes, addresses, copied, graphs and self._machine.graphs)
         self._open(shaped)
         self._all[key] = shaped
 
@@ -166,10 +171,14 @@ class Contexts:
         for name in self._names:
             if not shaped.context.set_tensor_address(name, addresses[name]):
                 raise EngineError(f"tensor {name!r} cannot be at {addresses[name]:#x}")
+        shaped.addresses = addresses
 
     def _execute(self, shaped: Shaped) -> None:
         if not shaped.context.execute_async_v3(self._stream.handle):
             raise EngineError(f"TensorRT refused a run: {self._api.lines.text()}")
+        at = shaped.addresses
+        for name, size in shaped.copied.items():
+            self._gpu.library.copy(at[name], at[f"{name}_out"], size, self._stream.handle)
 
     def _end(self, shaped: Shaped) -> None:
         self._gpu.count(contexts=-1)

@@ -85,7 +85,7 @@ class Api:
 
     @property
     def writes_caches(self) -> bool:
-        """Tell whether an engine can write into a cache where it is, as generation needs it."""
+        """Tell whether an engine can write into a cache where it is."""
         return hasattr(self.trt, "IKVCacheUpdateLayer")
 
     def flush(self) -> None:

@@ -44,12 +44,14 @@ class Recipe:
     """Allow FP32 matrices to be multiplied with 10 bits of mantissa."""
     tolerance: float | None = None
     """Largest ||out - ref|| / ||ref|| of any output over the data; None: as in `TOLERANCES`."""
+    in_place: bool = True
+    """Leave the nodes that write into caches; False: for a TensorRT that knows none of them."""
 
     def __post_init__(self) -> None:
         _demand(self.precision in PRECISIONS, "precision", self.precision, f"one of {PRECISIONS}")
         names = isinstance(self.keep, tuple) and all(isinstance(n, str) and n for n in self.keep)
         _demand(names, "keep", self.keep, "a tuple of node names")
-        for name in ("auto", "sparsity", "tf32"):
+        for name in ("auto", "sparsity", "tf32", "in_place"):
             value = getattr(self, name)
             _demand(isinstance(value, bool), name, value, "true or false")
         path = self.calibration

@@ -17,7 +17,9 @@ import mesh
 from infer_svc.backends.cuda import device
 from infer_svc.backends.tensorrt import tensorrt_api
 from infer_svc.backends.trt_api import Api
+from infer_svc.build import graph
 from infer_svc.build.cache import LOG, RANGES, REPORT, CachedEngine, EngineCache
+from infer_svc.build.copied import copied
 from infer_svc.build.manifest import Key, Manifest, plan_hash, target_of
 from infer_svc.build.order import Order
 from infer_svc.build.precision import convert
@@ -152,7 +154,11 @@ def _build(order: Order, api: Api, key: Key, cache: EngineCache, tell: Tell) -> 
     log.info("%s for %s, as %s", order.onnx, key.target, recipe.to_json())
     if recipe.precision != "fp32":
         tell(f"converting to {recipe.precision} and checking its accuracy", 0, 0)
-    made = convert(order.onnx, scratch / "model.onnx", recipe, api.flavour)
+    source = order.onnx
+    if not recipe.in_place:
+        source = scratch / "copied.onnx"
+        graph.save(copied(graph.load(order.onnx)), source)
+    made = convert(source, scratch / "model.onnx", recipe, api.flavour)
     if made.report is not None:
         (folder / REPORT).write_text(made.report.to_json(), encoding="utf-8")
         log.info("%s", made.report.text())

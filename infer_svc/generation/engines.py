@@ -1,5 +1,6 @@
 """Networks of a model that generates, on the CPU or on a GPU."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,14 @@ from infer_svc.backends.tensorrt import TensorRTEngine, tensorrt_api
 from infer_svc.backends.trt_build import Profile, Range
 from infer_svc.build.order import declared_inputs
 from infer_svc.config import ModelConfig
+from infer_svc.generation.layout import sized
 from infer_svc.generation.stepper import CACHE, OrtStepper, Stepper
-from infer_svc.generation.tensorrt_stepper import PIECES, TensorRTStepper, sized
+from infer_svc.generation.tensorrt_stepper import PIECES, TensorRTStepper
 from infer_svc.repository import places
 from mesh.errors import SettingsError
 from mesh.tensor import TensorSpec
+
+log = logging.getLogger(__name__)
 
 STEP, ENCODER = "step.onnx", "encoder.onnx"
 """Files of a version."""
@@ -47,20 +51,26 @@ def open_stepper(version: Path, config: ModelConfig, machine: Machine) -> Steppe
             f"model {config.name!r} wants the GPUs {gpus}, but generates on one of a process; name "
             "one in its instance_group, or start a process for each with `trtmesh up --gpu-each`"
         )
-    if not (api := tensorrt_api()).writes_caches:
-        raise SettingsError(
-            f"model {config.name!r} generates, {api.flavour} {api.version} came, wanted 10.15 or "
-            "newer; install that, or give its instance_group KIND_CPU"
-        )
+    in_place = (api := tensorrt_api()).writes_caches
+    if not in_place:
+        log.warning(
+            "caches are copied at each step", extra={
+                "model": config.name, "runtime": f"{api.flavour} {api.version}",
+                "fix": "TensorRT 10.15 or newer writes into them where they are",
+            },
+        )  # fmt: skip
+        config = replace(config, recipe=replace(config.recipe, in_place=False))
     inputs = declared_inputs(version / STEP)
     step = _engine(version, config, gpus[0], machine, STEP, [step_profile(inputs, config.slots)])
     if not encoder.exists():
-        return TensorRTStepper(device(gpus[0]), step, None, config.slots, machine)
+        return TensorRTStepper(
+            device(gpus[0]), step, None, config.slots, machine, in_place=in_place
+        )
     longest = next(spec.shape[2] for spec in inputs if spec.name.startswith("xk_"))
     declared = declared_inputs(encoder)
     profiles = encoder_profiles(declared, config.lengths, longest)
     made = _engine(version, config, gpus[0], machine, ENCODER, profiles)
-    return TensorRTStepper(device(gpus[0]), step, made, config.slots, machine)
+    return TensorRTStepper(device(gpus[0]), step, made, config.slots, machine, in_place=in_place)
 
 
 def step_profile(inputs: Sequence[TensorSpec], slots: int) -> Profile:

@@ -298,6 +298,8 @@ class Scheduler:
         prompt = running.prompt
         try:
             token = self._token(running, outcome, row)
+        except DeviceLost:  # found when logits were fetched; all of them go on elsewhere
+            raise
         except Exception as err:  # one that nobody expected is of this generation alone
             if not isinstance(err, MeshError):
                 log.exception("no token could be chosen")

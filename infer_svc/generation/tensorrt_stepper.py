@@ -18,9 +18,10 @@ from infer_svc.backends.staging import NUMBER as ID
 from infer_svc.backends.staging import Stage, Staging, pinned
 from infer_svc.backends.tensorrt import TensorRTEngine
 from infer_svc.backends.tensorrt_context import WARM_RUNS
-from infer_svc.generation.stepper import CACHE, CROSSED, longest
+from infer_svc.generation.layout import COUNT, START, XLEN, Layout, sized
+from infer_svc.generation.stepper import CACHE, CROSSED
 from mesh.errors import EngineError
-from mesh.tensor import NUMPY_DTYPES, Array, TensorSpec
+from mesh.tensor import NUMPY_DTYPES, Array
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +33,6 @@ STAGES = 32
 """Pieces that may be on their way to the GPU."""
 WRITE, READ = "write", "read"
 """Kinds of contexts of a step: one id of each row, or a piece of one row."""
-ALIGNED = 256
-"""TensorRT wants each tensor at a multiple of so many bytes."""
-START, COUNT, XLEN = 64, 96, 128
-"""Elements of a piece's memory where what goes with the ids lies, each aligned."""
 
 
 @dataclass(eq=False)
@@ -74,6 +71,8 @@ class TensorRTStepper:
         encoder: engine with the profiles of `encoder_profiles`; None: there is none.
         slots: of the caches.
         machine: how it is run.
+        in_place: whether the engines write into caches where they are; else what they return is
+            copied there.
 
     Raises:
         EngineError: there is no memory, or the GPU fails.
@@ -88,29 +87,18 @@ class TensorRTStepper:
         encoder: TensorRTEngine | None,
         slots: int,
         machine: Machine,
+        *,
+        in_place: bool = True,
     ) -> None:
         self.slots = slots
         self._gpu, self._library, self._faults = gpu, gpu.library, machine.faults
         self._engines = [step] if encoder is None else [step, encoder]
-        inputs = {spec.name: spec for spec in step.inputs}
-        self._rows = {
-            name: spec for name, spec in inputs.items() if name.startswith((*CACHE, *CROSSED))
-        }
-        self.length = longest(self._rows, CACHE)
-        self.source_length = longest(self._rows, CROSSED)
+        self._layout = Layout(step.inputs, slots, in_place=in_place)
+        self.length, self.source_length = self._layout.length, self._layout.source_length
         self._outputs = {spec.name: spec for spec in step.outputs}
         self.vocabulary = self._outputs["logits"].shape[-1]
-        self._row_bytes = {
-            name: int(np.prod(spec.shape[1:])) * NUMPY_DTYPES[spec.dtype].itemsize
-            for name, spec in self._rows.items()
-        }
-        if any(size % ALIGNED for size in self._row_bytes.values()):
-            raise EngineError(
-                f"caches of {self._row_bytes} bytes a slot came, wanted multiples of {ALIGNED}; "
-                "give the model an even length"
-            )
         self._source_counts = [0] * slots
-        self.cache_bytes = slots * sum(self._row_bytes.values())
+        self.cache_bytes = slots * sum(self._layout.row_bytes.values())
         self._widths = rungs(slots)
         self._under_way: deque[_Step] = deque()
         self._blocks: dict[str, Block] = {}
@@ -147,7 +135,7 @@ class TensorRTStepper:
             self._upload("xlen", stage, 2 * length, 1, at=slot)
             self._texts.mark(stage)
             self._encoder.run(length)
-            for name, size in self._row_bytes.items():
+            for name, size in self._layout.row_bytes.items():
                 if name.startswith(CROSSED):
                     target = self._blocks[name].address + slot * size
                     row = self._blocks[f"made {name}"].address
@@ -171,7 +159,7 @@ class TensorRTStepper:
                 numbers[XLEN] = self._source_counts[slot]
                 self._upload("piece", stage, 0, XLEN + 1)
                 self._texts.mark(stage)
-                self._step.run((READ, size), self._piece_addresses(slot))
+                self._step.run((READ, size), self._piece(slot))
                 start += len(piece)
 
     def put(self, ids: Sequence[int | None], start: Sequence[int]) -> None:
@@ -229,7 +217,7 @@ class TensorRTStepper:
     def move(self, source: int, target: int) -> None:
         """Queue the copies of a slot, of its next token too."""
         with self._gpu.current():
-            sizes = {**self._row_bytes, "ids": ID.itemsize}
+            sizes = {**self._layout.row_bytes, "ids": ID.itemsize}
             if self._encoder is not None:
                 sizes["xlen"] = ID.itemsize
                 self._source_counts[target] = self._source_counts[source]
@@ -276,14 +264,7 @@ class TensorRTStepper:
 
     def _open(self, step: TensorRTEngine, encoder: TensorRTEngine | None, machine: Machine) -> None:
         dtype = np.dtype(NUMPY_DTYPES[self._outputs["logits"].dtype])
-        sizes = {name: self.slots * size for name, size in self._row_bytes.items()}
-        sizes |= dict.fromkeys(("ids", "start", "count", "xlen", "best"), self.slots * ID.itemsize)
-        sizes["piece"] = (XLEN + 1) * ID.itemsize
-        sizes["top"] = self.slots * dtype.itemsize
-        sizes["logits"] = self.slots * self.vocabulary * dtype.itemsize
-        sizes |= {"unread best": ALIGNED, "unread top": ALIGNED}
-        sizes["unread logits"] = self.vocabulary * dtype.itemsize
-        self._allocate(sizes)
+        self._allocate(self._layout.step_blocks(self.vocabulary, dtype.itemsize))
         self._logits = pinned(self._gpu, self.vocabulary, dtype)
         self._tops.extend(pinned(self._gpu, self.slots, dtype) for _ in range(AHEAD + 1))
         self._starts = Staging(self._gpu, self._stream, AHEAD + 1, 3 * self.slots)
@@ -306,28 +287,24 @@ class TensorRTStepper:
         specs = self._engines[0].inputs
         for width in self._widths:
             shapes = {spec.name: sized(spec, width, 1) for spec in specs}
-            self._step.make((WRITE, width), 0, shapes, self._addresses())
+            copied = self._layout.copied(CACHE, width)
+            self._step.make((WRITE, width), 0, shapes, self._layout.step(self._places()), copied)
         for size in (size for size in PIECES if size <= self.length):
             shapes = {spec.name: sized(spec, 1, size) for spec in specs}
             # Its addresses change with the slot, and a graph would be made anew each time.
-            self._step.make((READ, size), 0, shapes, self._piece_addresses(0), graphs=False)
+            at, copied = self._piece(0), self._layout.copied(CACHE, 1)
+            self._step.make((READ, size), 0, shapes, at, copied, graphs=False)
 
     def _make_encoder(self, encoder: TensorRTEngine) -> None:
         """Make the encoder's contexts: their graphs write into one row, copied to a slot's then."""
         assert self._encoder is not None
         self._lengths = self._encoder.lengths("input_ids")
-        texts = ("input_ids", "attention_mask")
-        made = {name: size for name, size in self._row_bytes.items() if name.startswith(CROSSED)}
-        self._allocate({
-            **dict.fromkeys(texts, self._lengths[-1] * ID.itemsize),
-            **{f"made {name}": size for name, size in made.items()},
-        })  # fmt: skip
-        addresses = {name: self._blocks[name].address for name in texts}
-        for name in made:
-            addresses[name] = addresses[f"{name}_out"] = self._blocks[f"made {name}"].address
+        self._allocate(self._layout.encoder_blocks(self._lengths[-1]))
+        addresses = self._layout.encoder(self._places())
+        copied = self._layout.copied(CROSSED, 1)
         for profile, length in enumerate(self._lengths):
             shapes = {spec.name: sized(spec, 1, length) for spec in encoder.inputs}
-            self._encoder.make(length, profile, shapes, addresses)
+            self._encoder.make(length, profile, shapes, addresses, copied)
 
     def _warm_up(self) -> None:
         """Run every shape: the first run of one takes up to a second."""
@@ -343,20 +320,12 @@ class TensorRTStepper:
         for contexts in self._contexts:
             contexts.capture()
 
-    def _addresses(self) -> dict[str, int]:
-        """Return where a step of the first slots has its tensors."""
-        at = {name: block.address for name, block in self._blocks.items()}
-        return at | {f"{name}_out": at[name] for name in self._rows if name.startswith(CACHE)}
+    def _places(self) -> dict[str, int]:
+        """Return where each block is."""
+        return {name: block.address for name, block in self._blocks.items()}
 
-    def _piece_addresses(self, slot: int) -> dict[str, int]:
-        """Return where a step that reads ids of a slot has its tensors."""
-        at = {name: block.address for name, block in self._blocks.items()}
-        found = {name: at[name] + slot * size for name, size in self._row_bytes.items()}
-        found |= {f"{name}_out": place for name, place in found.items() if name.startswith(CACHE)}
-        # What it says is not wanted, and must not be where the rows say it that are under way.
-        found |= {name: at[f"unread {name}"] for name in ("logits", "best", "top")}
-        places = {"ids": 0, "start": START, "count": COUNT, "xlen": XLEN}
-        return found | {name: at["piece"] + place * ID.itemsize for name, place in places.items()}
+    def _piece(self, slot: int) -> dict[str, int]:
+        return self._layout.piece(self._places(), slot)
 
     def _upload(self, name: str, stage: Stage, begin: int, count: int, at: int = 0) -> None:
         """Queue the copy of some numbers of a stage to a block, from an element of it on."""
@@ -372,13 +341,6 @@ class TensorRTStepper:
     def _new_contexts(self, engine: TensorRTEngine, machine: Machine) -> Contexts:
         self._contexts.append(made := engine.contexts(self._stream, machine))
         return made
-
-
-def sized(spec: TensorSpec, rows: int, tokens: int) -> tuple[int, ...]:
-    """Return a shape with sizes for those that are open: rows first, then tokens."""
-    return tuple(
-        size if size != -1 else tokens if axis else rows for axis, size in enumerate(spec.shape)
-    )
 
 
 def _runs(ids: Sequence[int | None]) -> list[tuple[int, list[int]]]:

@@ -10,12 +10,14 @@ import pytest
 from infer_svc.backends.machine import Machine
 from infer_svc.backends.tensorrt import tensorrt_api
 from infer_svc.backends.trt_api import Api
+from infer_svc.build import graph
+from infer_svc.build.copied import copied
 from infer_svc.build.order import declared_inputs
 from infer_svc.config import Instances
 from infer_svc.generation import engines
 from infer_svc.generation.engines import ENCODER, STEP, encoder_profiles, open_stepper, step_profile
 from infer_svc.generation.stepper import OrtStepper
-from mesh.errors import SettingsError
+from mesh.errors import EngineError, SettingsError
 from tests.infer_svc.generation.networks import BART_LENGTH, SOURCE
 from tests.infer_svc.generation.test_generator import model_config, write_version
 
@@ -52,8 +54,8 @@ def test_what_cannot_be_had_is_told(
         open_stepper(version, config, Machine())
 
 
-def test_tensorrt_that_writes_no_caches_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_tensorrt_that_writes_no_caches_gets_a_graph_that_copies_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     old = ModuleType("tensorrt")
     old.__dict__.update(__version__="10.12.0.36", IRuntimeConfig=object, Logger=Mock())
@@ -61,8 +63,12 @@ def test_tensorrt_that_writes_no_caches_is_refused(
     monkeypatch.setattr(engines, "places", lambda config: {0: 1})
     version = write_version(tmp_path / "1", "gpt2", {})
     config = replace(model_config("m"), backend="tensorrt", instances=(Instances(1, (0,)),))
-    with pytest.raises(SettingsError, match=r"tensorrt 10\.12\.0\.36 came, wanted 10\.15 or newer"):
-        open_stepper(version, config, Machine())
+    builds = Mock()
+    builds.engine_for.side_effect = EngineError("far enough")
+    with pytest.raises(EngineError, match="far enough"):
+        open_stepper(version, config, Machine(builds=builds))
+    assert not builds.engine_for.call_args.args[1].recipe.in_place
+    assert "caches are copied at each step" in caplog.text
 
 
 def test_profiles_are_for_all_slots_for_pieces_and_for_each_length(tmp_path: Path) -> None:
@@ -75,12 +81,17 @@ def test_profiles_are_for_all_slots_for_pieces_and_for_each_length(tmp_path: Pat
     assert all(profile["xk_0"][0] == profile["xk_0"][2] for profile in lengths)
 
 
+@pytest.mark.parametrize("in_place", [True, False])
 @pytest.mark.parametrize(
     "file", ["dates/1/encoder.onnx", "dates/1/step.onnx", "numbers/1/step.onnx"]
 )
-def test_tensorrt_builds_the_models_of_the_demo(file: str) -> None:
-    inputs = declared_inputs(MODELS / file)
+def test_tensorrt_builds_the_models_of_the_demo(tmp_path: Path, file: str, in_place: bool) -> None:
+    path = MODELS / file
+    if not in_place:
+        path = tmp_path / "copied.onnx"
+        graph.save(copied(graph.load(MODELS / file)), path)
+    inputs = declared_inputs(path)
     profiles = (
         encoder_profiles(inputs, (16, 32), 64) if "encoder" in file else [step_profile(inputs, 32)]
     )
-    assert len(tensorrt_api().build(MODELS / file, profiles)) > 100_000
+    assert len(tensorrt_api().build(path, profiles)) > 100_000

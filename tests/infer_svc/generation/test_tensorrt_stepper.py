@@ -12,9 +12,13 @@ import numpy as np
 import pytest
 
 from infer_svc.backends.cuda import device
+from infer_svc.backends.errors import DeviceLost
 from infer_svc.backends.machine import Machine
 from infer_svc.backends.tensorrt import TensorRTEngine
+from infer_svc.backends.trt_api import Api
+from infer_svc.build import graph
 from infer_svc.build.builds import Builds
+from infer_svc.build.copied import copied
 from infer_svc.config import Instances
 from infer_svc.faults import Faults
 from infer_svc.generation.engines import (
@@ -89,7 +93,12 @@ def opened(tmp_path: Path) -> Iterator[Open]:
     made: list[tuple[Opened, Any]] = []
 
     def open_one(
-        name: str, slots: int, faults: Faults = Faults(), *, captures_graphs: bool = True
+        name: str,
+        slots: int,
+        faults: Faults = Faults(),
+        *,
+        captures_graphs: bool = True,
+        in_place: bool = True,
     ) -> Opened:
         gpu, driver, library = fake_device()
         api = GenerationApi(slots, captures_graphs=captures_graphs)
@@ -97,11 +106,13 @@ def opened(tmp_path: Path) -> Iterator[Open]:
         fake: Any = api
         engines = []
         for path in write_graphs(tmp_path, name):
+            if not in_place:
+                graph.save(copied(graph.load(path)), path)
             plan = path.with_suffix(".plan")
             plan.write_bytes(str(path).encode())
             engines.append(TensorRTEngine(fake, gpu, plan, machine))
         encoder = engines[1] if len(engines) > 1 else None
-        stepper = TensorRTStepper(gpu, engines[0], encoder, slots, machine)
+        stepper = TensorRTStepper(gpu, engines[0], encoder, slots, machine, in_place=in_place)
         made.append((Opened(stepper, library, api, gpu), driver))
         return made[-1][0]
 
@@ -126,12 +137,13 @@ async def say(scheduler: Scheduler, prompt: Prompt) -> list[int]:
     return tokens
 
 
+@pytest.mark.parametrize("in_place", [True, False])
 @pytest.mark.parametrize("captures_graphs", [True, False])
 @pytest.mark.parametrize("slots", [1, 3, 8])
 async def test_gpt2_says_what_transformers_says(
-    opened: Open, slots: int, captures_graphs: bool
+    opened: Open, slots: int, captures_graphs: bool, in_place: bool
 ) -> None:
-    one = opened("gpt2", slots, captures_graphs=captures_graphs)
+    one = opened("gpt2", slots, captures_graphs=captures_graphs, in_place=in_place)
     await assert_gpt2(one.stepper, slots)
     assert bool(one.library.calls["launch"]) != captures_graphs
 
@@ -151,9 +163,10 @@ async def assert_gpt2(stepper: TensorRTStepper, seed: int) -> None:
         await asyncio.gather(*(ask(scheduler, number % 4) for number in range(40)))
 
 
+@pytest.mark.parametrize("in_place", [True, False])
 @pytest.mark.parametrize("slots", [1, 4])
-async def test_bart_says_what_transformers_says(opened: Open, slots: int) -> None:
-    await assert_bart(opened("bart", slots).stepper)
+async def test_bart_says_what_transformers_says(opened: Open, slots: int, in_place: bool) -> None:
+    await assert_bart(opened("bart", slots, in_place=in_place).stepper)
 
 
 async def assert_bart(stepper: TensorRTStepper) -> None:
@@ -240,6 +253,26 @@ async def test_step_that_fails_costs_no_token(opened: Open, seam: str) -> None:
     assert one.api.made > made
 
 
+async def test_gpu_that_is_lost_while_a_token_is_chosen_answers_nobody(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = opened("gpt2", 2)
+    lost: list[str] = []
+    scheduler = Scheduler(one.stepper, lost=lost.append)
+
+    def gone(row: int) -> Any:
+        raise DeviceLost("CUDA_ERROR_ILLEGAL_ADDRESS")
+
+    monkeypatch.setattr(one.stepper, "logits", gone)
+    chosen = Prompt(GPT2.given[0], 5, sampling=Sampling(temperature=1.0, seed=7))
+    calls = [asyncio.create_task(say(scheduler, p)) for p in (chosen, Prompt(GPT2.given[1], 5))]
+    done, _ = await asyncio.wait(calls, timeout=0.3)
+    assert lost == ["CUDA_ERROR_ILLEGAL_ADDRESS"]
+    assert not done
+    for call in calls:
+        call.cancel()
+
+
 async def test_gpu_that_is_lost_is_told_and_answers_nobody(opened: Open) -> None:
     one = opened("gpt2", 2)
     lost: list[str] = []
@@ -290,9 +323,12 @@ def test_cache_whose_rows_are_not_aligned_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("in_place", [True, False])
 @pytest.mark.parametrize("name", ["gpt2", "bart"])
-async def test_on_a_gpu_it_says_what_transformers_says(tmp_path: Path, name: str) -> None:
-
+async def test_on_a_gpu_it_says_what_transformers_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, in_place: bool
+) -> None:
+    monkeypatch.setattr(Api, "writes_caches", in_place)
     version = tmp_path / name / "1"
     version.mkdir(parents=True)
     write_graphs(version, name)
