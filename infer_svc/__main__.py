@@ -49,6 +49,7 @@ async def main() -> None:
     lost = asyncio.Event()
     handler.on_lost = lambda _: lost.set()
     handler.on_health = stage.host.set_health
+    handler.on_change = stage.announce
     tasks = (
         asyncio.create_task(
             watch(

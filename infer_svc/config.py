@@ -9,6 +9,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 
 from infer_svc.build.accelerators import recipe_of
 from infer_svc.build.recipe import Recipe
+from infer_svc.versions import NEWEST_ONE, Policy, policy_of
 from mesh.errors import SettingsError
 from mesh.tensor import NUMPY_DTYPES, TensorSpec
 
@@ -111,6 +112,11 @@ class Step:
     outputs: tuple[tuple[str, str], ...]
     """An output of the model and the tensor it becomes; those that nobody wants may lack."""
 
+    @property
+    def target(self) -> str:
+        """What a request for it asks for."""
+        return self.model if self.version == NEWEST else f"{self.model}/{self.version}"
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -149,6 +155,8 @@ class ModelConfig:
     """It generates: a request has a reply for each token. From `model_transaction_policy`."""
     slots: int = SLOTS
     """Generations that may be under way. From the parameter `slots`."""
+    policy: Policy = NEWEST_ONE
+    """Which versions are served. From `version_policy`."""
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -198,6 +206,7 @@ def _convert(message: triton.ModelConfig, folder: Path) -> ModelConfig:
         ensemble=ensemble,
         decoupled=_decoupled(message),
         slots=_slots(message.parameters[SLOTS_KEY].string_value),
+        policy=policy_of(message),
     )
 
 

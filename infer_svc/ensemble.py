@@ -106,7 +106,7 @@ class Flow:
         """Run a step, in a span of its own when the request is sampled."""
         inputs = {name: self.tensors[tensor] for name, tensor in step.inputs}
         request = Request(
-            step.model, b"", self._parameters(), deadline=self._request.deadline,
+            step.target, b"", self._parameters(), deadline=self._request.deadline,
             trace=self._request.trace, client=self._request.client,
         )  # fmt: skip
         if not is_sampled(request.trace):

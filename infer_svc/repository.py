@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from infer_svc.backends.machine import Machine
 from infer_svc.build.recipe import Recipe
 from infer_svc.build.selection import model_file
 from infer_svc.config import ModelConfig, Warmup, WarmupInput, read_config
+from infer_svc.versions import NEWEST_ONE, versions_of, wanted
 from mesh.errors import EngineError, InvalidInput, SettingsError
 from mesh.tensor import NUMPY_DTYPES, Array, Tensors, TensorSpec, from_proto
 from protos.mesh.v1 import tensor_pb2
@@ -59,7 +59,7 @@ def model_folders(root: Path) -> list[Path]:
     return [
         folder
         for folder in sorted(root.iterdir())
-        if folder.is_dir() and ((folder / "config.pbtxt").exists() or _versions(folder))
+        if folder.is_dir() and ((folder / "config.pbtxt").exists() or versions_of(folder))
     ]
 
 
@@ -82,21 +82,22 @@ def preloaded(folders: Sequence[Path], names: Sequence[str]) -> list[Path]:
     return [by_name[name] for name in dict.fromkeys(order)]
 
 
-def load_model(folder: Path, machine: Machine) -> Model:
-    """Load the newest version of a model: its config, and its engines.
+def load_model(folder: Path, machine: Machine, number: int | None = None) -> Model:
+    """Load a version of a model: its config, and its engines.
 
     An ensemble has no engines, those of a model that generates are not lanes'.
 
     Args:
         folder: of the model.
         machine: what it may use.
+        number: of the version; None: the newest.
 
     Raises:
         SettingsError: config, version or model file is missing, broken, or they do not fit
             together; the text says which.
     """
     config = read_config(folder)
-    version = version_folder(folder)
+    version = version_folder(folder) if number is None else folder / str(number)
     if config.ensemble or config.decoupled:
         return Model(config, int(version.name), (), folder)
     loader = BACKENDS.get(config.backend)
@@ -134,12 +135,7 @@ def version_folder(folder: Path) -> Path:
     Raises:
         SettingsError: it has none.
     """
-    versions = _versions(folder)
-    if not versions:
-        raise SettingsError(
-            f"model {folder.name!r} has no version: wanted a folder {folder / '1'} with its file"
-        )
-    return folder / str(versions[-1])
+    return folder / str(wanted(folder, versions_of(folder), NEWEST_ONE)[-1])
 
 
 def places(config: ModelConfig) -> dict[int | None, int]:
@@ -190,15 +186,6 @@ def warmup_inputs(model: Model) -> list[tuple[Tensors, int]]:
         return []
     zeros = {spec.name: _zeros(spec.dtype, _one(spec)) for spec in config.inputs}
     return [(zeros, 1)]
-
-
-def _versions(folder: Path) -> list[int]:
-    """Return the versions that a folder has; as with Triton, a name from 0 on is none."""
-    return sorted(
-        int(child.name)
-        for child in folder.iterdir()
-        if child.is_dir() and re.fullmatch("[1-9][0-9]*", child.name)
-    )
 
 
 def _agree(

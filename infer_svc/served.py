@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -28,9 +29,9 @@ TRIES = 3
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Served:
-    """A model and what runs it."""
+    """A version of a model and what runs it."""
 
     model: Model
     batcher: Batcher | Ensemble | Generator
@@ -38,6 +39,37 @@ class Served:
     """None: it has no lanes of its own, as an ensemble and a model that generates."""
     metrics: ModelMetrics | None = None
     """None: it is an ensemble."""
+    running: int = 0
+    """Requests that have no answer yet."""
+    _idle: asyncio.Event | None = None
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Count a request as long as it is run."""
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
+            if self._idle is not None and not self.running:
+                self._idle.set()
+
+    async def finish(self, limit_s: float) -> None:
+        """Wait until no request is run any more; none comes anew.
+
+        Args:
+            limit_s: longest wait.
+        """
+        self._idle = asyncio.Event()
+        if not self.running:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self._idle.wait()
+                return
+        log.warning(
+            "requests are given up", extra={"model": self.model.config.name, "items": self.running}
+        )
 
     def close(self) -> None:
         """Let the lanes finish, end their threads, and give back what the engines hold."""

@@ -2,35 +2,24 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from opentelemetry.trace import Tracer
 
 from infer_svc.backends.cuda import devices
-from infer_svc.backends.errors import DeviceLost
 from infer_svc.backends.machine import Machine
-from infer_svc.batcher import Batcher
 from infer_svc.config import ModelConfig, read_config
-from infer_svc.ensemble import Ensemble
 from infer_svc.families import GpuFigures, InferMetrics
-from infer_svc.generation.generator import Generator, open_generator, with_tensors
-from infer_svc.metrics import ModelMetrics
+from infer_svc.generation.generator import Generator
+from infer_svc.models import Models
+from infer_svc.opening import Opener
 from infer_svc.pool import LanePool
-from infer_svc.repository import Model, load_model, model_folders, preloaded
-from infer_svc.served import Served, open_lanes, rows_of
-from infer_svc.steps import check_steps, follow_parts, load_order
+from infer_svc.repository import model_folders, preloaded
+from infer_svc.served import Served, rows_of
+from infer_svc.steps import follow_parts
 from mesh.arena import ALIGN, Lender
-from mesh.errors import (
-    EngineError,
-    MeshError,
-    NotFound,
-    Refused,
-    SettingsError,
-    StageUnavailable,
-)
+from mesh.errors import EngineError, MeshError, SettingsError
 from mesh.item import Reply, Request
 from mesh.status import to_status
 from mesh.tensor import Tensors, check_tensors, unpack
@@ -69,14 +58,16 @@ class InferHandler:
         self._lender = lender
         self._root = root
         self._machine = machine
-        self._tracer = tracer
-        self._served: dict[str, Served] = {}
-        self._broken: dict[str, MeshError] = {}
+        opener = Opener(machine, tracer, metrics, self._run_step, self.lose)
+        self.models = Models(root, opener, self.lose, self._tell_health, self._changed)
+        self.models.on_close = self._ended
         self._lost = False
         self.on_lost: Callable[[str], None] = lambda reason: None
         """Called once when only a new process helps, with the reason."""
         self.on_health: Callable[[str, bool], None] = lambda model, serving: None
         """Called when a model cannot run for a while (False), and when it can again."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when a request may get another answer than before."""
         self._preload = preload
         self._coming: list[Path] = []
         self._preloading: asyncio.Task[None] | None = None
@@ -93,14 +84,13 @@ class InferHandler:
         """
         folders = model_folders(self._root)
         self._coming = follow_parts(folders, preloaded(folders, self._preload))
-        for folder in load_order(folders):
-            if folder not in self._coming:
-                await self._load_one(folder)
-        slots = [_slot_bytes(served.model.config) for served in self._served.values()]
+        for folder in self._coming:
+            self.models.announce(folder.name)
+        await self.models.load_all([one for one in folders if one not in self._coming])
+        slots = [_slot_bytes(served.model.config) for served in self.models.served()]
         slots += map(_declared_slot_bytes, self._coming)
         self._lender.open(max(slots, default=0))
         self._pin()
-        self._tell_serving()
         if self._coming:
             self._preloading = asyncio.create_task(self._load_coming())
 
@@ -108,16 +98,18 @@ class InferHandler:
         """Run one request; a handler as in `mesh.item`."""
         if self._lost:
             await asyncio.get_running_loop().create_future()
-        served = self._find(request.target)
+        served = self.models.find(request.target)
         ranges: list[SlotRange] = []
 
         def read(at: SlotRange) -> memoryview:
             ranges.append(at)
             return self._lender.read(at, request.client)
 
-        reply = await _run(served, request, unpack(request.payload, read))
-        for at in ranges:
-            self._lender.read(at, request.client)  # else it was lent anew while the batch ran
+        with served.busy():
+            reply = await _run(served, request, unpack(request.payload, read))
+            for at in ranges:
+                self._lender.read(at, request.client)  # else it was lent anew while the batch ran
+        reply.version = str(served.model.version)
         return reply
 
     def lose(self, reason: str) -> None:
@@ -135,9 +127,7 @@ class InferHandler:
 
     def describe(self, targets: Iterable[Target]) -> list[TargetSpec]:
         """Return what each model takes and makes; no targets: every model."""
-        coming = [folder.name for folder in self._coming]
-        names = [target.name for target in targets]
-        names = names or sorted({*self._served, *self._broken, *coming})
+        names = [target.name for target in targets] or self.models.names()
         return [self._describe(name) for name in names]
 
     async def stop_loading(self) -> None:
@@ -147,6 +137,7 @@ class InferHandler:
             self._machine.builds.close()
         if self._preloading is not None:
             await self._preloading
+        await self.models.drain()
 
     def gpus(self) -> list[GpuFigures]:
         """Return what there is of each GPU that this process uses, and what it holds."""
@@ -164,19 +155,16 @@ class InferHandler:
 
     def pools(self) -> list[LanePool]:
         """Return the lanes of every model that is served now."""
-        return [served.pool for served in self._served.values() if served.pool is not None]
+        return [served.pool for served in self.models.served() if served.pool is not None]
 
     def generators(self) -> list[Generator]:
         """Return those that generate."""
-        batchers = [served.batcher for served in self._served.values()]
+        batchers = [served.batcher for served in self.models.served()]
         return [batcher for batcher in batchers if isinstance(batcher, Generator)]
 
     def close(self) -> None:
         """Let the lanes finish and end their threads, and let go of the shared memory."""
-        for served in self._served.values():
-            served.close()
-            if served.metrics is not None:
-                self._metrics.remove(served.metrics)
+        self.models.close()
         for gpu in devices():
             gpu.unregister_all()  # last: a batch that still ran may have read from there
 
@@ -192,90 +180,39 @@ class InferHandler:
                 log.warning("shared memory is not pinned", extra={"error": str(err)})
 
     async def _run_step(self, request: Request, tensors: Tensors) -> Reply:
-        return await _run(self._find(request.target), request, tensors)
-
-    def _find(self, name: str) -> Served:
-        served = self._served.get(name)
-        if served is not None:
-            return served
-        if name in self._broken:
-            raise Refused(str(self._broken[name]))  # a new one: it collects a traceback
-        if any(folder.name == name for folder in self._coming):
-            raise StageUnavailable(f"model {name!r} is being loaded; try again in a moment")
-        raise NotFound(f"model {name!r} is not in the repository; there are {sorted(self._served)}")
-
-    async def _load_one(self, folder: Path) -> None:
-        started = time.monotonic()
-        try:
-            served = await asyncio.to_thread(self._load, folder, asyncio.get_running_loop())
-        except DeviceLost as err:
-            self._broken[folder.name] = err  # kept: it holds what must not be ended any more
-            self.lose(str(err))
-            return
-        except MeshError as err:
-            self._broken[folder.name] = Refused(str(err))
-            log.error("model refused", extra={"model": folder.name, "error": str(err)})
-            return
-        except Exception as err:  # a boundary: one model must not end the others
-            text = f"model {folder.name!r} cannot be loaded: {type(err).__name__}; see the log"
-            self._broken[folder.name] = Refused(text)
-            log.exception("model refused", extra={"model": folder.name, "error": text})
-            return
-        self._served[folder.name] = served
-        self.on_health(folder.name, True)
-        fields = {
-            "model": folder.name, "version": served.model.version,
-            "lanes": served.pool.size if served.pool else 0,
-            "s": round(time.monotonic() - started, 3),
-        }  # fmt: skip
-        log.info("model ready", extra=fields)
+        served = self.models.find(request.target)
+        with served.busy():
+            return await _run(served, request, tensors)
 
     async def _load_coming(self) -> None:
         while self._coming:
-            await self._load_one(self._coming[0])
+            await self.models.try_to_load(self._coming[0].name)
             self._coming.pop(0)
-            self._pin()
-            self._tell_serving()
 
     def _count_build(self, config: ModelConfig, version: int, result: str, took_s: float) -> None:
         self._metrics.add(config.name, version, config.max_rows).built(result, took_s)
 
-    def _tell_serving(self) -> None:
-        """Let nothing be built on a GPU that serves."""
-        placements = [one for served in self._served.values() for one in served.model.placements]
+    def _tell_health(self, model: str, serving: bool) -> None:
+        self.on_health(model, serving)
+
+    def _changed(self) -> None:
+        """Tell others, and let nothing be built on a GPU that serves."""
+        self._pin()
+        placements = [one for served in self.models.served() for one in served.model.placements]
         if self._machine.builds is not None:
             self._machine.builds.serves(one.gpu for one in placements if one.gpu is not None)
+        self.on_change()
 
-    def _load(self, folder: Path, loop: asyncio.AbstractEventLoop) -> Served:
-        model = load_model(folder, self._machine)
-        if model.config.ensemble:
-            model = replace(model, config=check_steps(model, lambda part: self._find(part).model))
-            return Served(model, Ensemble(model.config, self._run_step, self._tracer))
-        name = model.config.name
-        metrics = self._metrics.add(name, model.version, model.config.max_rows)
-        if model.config.decoupled:
-            return self._load_generator(model, metrics, loop)
-        lanes, spares, golden = open_lanes(model, loop)
-        pool = LanePool(lanes, spares, golden, metrics)
-        batcher = Batcher(
-            model.config, pool, self._tracer, metrics, self.lose,
-            lambda serving: self.on_health(name, serving),
-        )  # fmt: skip
-        return Served(model, batcher, pool, metrics)
-
-    def _load_generator(
-        self, model: Model, metrics: ModelMetrics, loop: asyncio.AbstractEventLoop
-    ) -> Served:
-        config = with_tensors(model.config)
-        version = model.folder / str(model.version)
-        generator = open_generator(config, version, self._machine, metrics, loop, self.lose)
-        metrics.generation = generator.metrics
-        return Served(replace(model, config=config), generator, None, metrics)
+    def _ended(self, served: Served) -> None:
+        """Count nothing more for a version, unless it was loaded anew meanwhile."""
+        metrics = [other.metrics for other in self.models.served()]
+        if served.metrics is not None and served.metrics not in metrics:
+            self._metrics.remove(served.metrics)
 
     def _describe(self, name: str) -> TargetSpec:
         spec = TargetSpec(name=name)
         try:
-            served = self._find(name)
+            served = self.models.find(name)
         except MeshError as err:
             spec.status.CopyFrom(to_status(err))
             return spec
@@ -285,6 +222,7 @@ class InferHandler:
         spec.outputs.extend(tensor.to_proto() for tensor in config.outputs)
         spec.output_bytes = sum(tensor.row_bytes() for tensor in config.outputs)
         spec.decoupled = config.decoupled
+        spec.versions.extend(self.models.numbers(config.name))
         return spec
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from infer_svc.config import NEWEST, ModelConfig, Step, read_config
+from infer_svc.config import ModelConfig, Step, read_config
 from infer_svc.repository import Model
 from mesh.errors import NotFound, Refused, SettingsError
 from mesh.tensor import TensorSpec
@@ -40,6 +40,23 @@ def load_order(folders: Sequence[Path]) -> list[Path]:
     for folder in folders:
         visit(folder.name)
     return list(ordered.values())
+
+
+def with_parts(folder: Path, find: Callable[[str], Path]) -> list[Path]:
+    """Return the folders of all models that a model's steps lead to, parts first, and its own.
+
+    Args:
+        folder: of the model.
+        find: returns the folder of a model.
+    """
+    found = {folder.name: folder}
+    waiting = [folder]
+    while waiting:
+        for name in _parts(waiting.pop()):
+            if name not in found and find(name).is_dir():
+                found[name] = find(name)
+                waiting.append(found[name])
+    return load_order(list(found.values()))
 
 
 def follow_parts(folders: Sequence[Path], later: Sequence[Path]) -> list[Path]:
@@ -151,18 +168,13 @@ def _part(ensemble: Model, step: Step, find: Find) -> Model:
             "run itself"
         )
     try:
-        part = find(step.model)
+        part = find(step.target)
     except Refused as err:
         raise ValueError(f"its model {step.model!r} is refused: {err}") from err
     except NotFound as err:
         raise ValueError(f"its {err}") from err
     if part.config.decoupled:
         raise ValueError(f"its model {step.model!r} generates; an ensemble has one answer")
-    if step.version not in (NEWEST, part.version):
-        raise ValueError(
-            f"it wants version {step.version} of model {step.model!r}, which is served in version "
-            f"{part.version}; write model_version: -1"
-        )
     if part.config.max_rows < ensemble.config.max_rows:
         raise ValueError(
             f"its max_batch_size is {ensemble.config.max_rows}, that of its model {step.model!r} "

@@ -45,6 +45,8 @@ class Reply:
     """Filled by stages that measure."""
     more: bool = False
     """Other replies to the same request follow."""
+    version: str = ""
+    """Of the model that made it; empty: no model did."""
     attributes: Mapping[str, AttributeValue] | None = None
     """Of the request's span; they stay in the process."""
 

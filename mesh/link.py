@@ -93,6 +93,8 @@ class Link:
         """The stream is gone."""
         self.reason = ""
         """Why it is gone."""
+        self.edition = 0
+        """Counted up by the replica when what it describes has changed."""
         self.met = False
         """The replica has answered once; until then it may still be starting."""
         self._session = uuid.uuid4().hex
@@ -242,7 +244,7 @@ class Link:
         if envelope.HasField("grant"):
             grant = envelope.grant  # copied: it would keep the whole envelope alive
             self._max_items, self._max_bytes = grant.items, grant.bytes
-            self._depth = grant.queue_depth
+            self._depth, self.edition = grant.queue_depth, grant.edition
             self._depth_at = time.monotonic()
             self._sent_since = 0
         if envelope.HasField("lending"):
@@ -262,7 +264,7 @@ class Link:
         pending = self._pending.get(item.id)
         if pending is None:
             return  # its caller gave up
-        reply = Reply(item.payload, item.context)
+        reply = Reply(item.payload, item.context, version=item.version)
         if item.HasField("status"):
             reply.status = item.status
         if item.HasField("timings"):

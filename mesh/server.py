@@ -71,6 +71,7 @@ class StageServer:
         self._sessions: dict[str, Session] = {}
         self._depth = 0
         self._draining = False
+        self._edition = 0
         self._share = (0.0, 1)
         self._open = asyncio.Event()
 
@@ -78,6 +79,12 @@ class StageServer:
     def depth(self) -> int:
         """Items of all clients that are waiting or running."""
         return self._depth
+
+    def announce(self) -> None:
+        """Tell all clients that there is something new to describe."""
+        self._edition += 1
+        for session in self._sessions.values():
+            session.data.control().grant.CopyFrom(self._grant())
 
     def open(self) -> None:
         """Grant credits; streams that came before wait for this."""
@@ -247,6 +254,7 @@ class StageServer:
             items=max(1, self._limits.max_items // share),
             bytes=max(1, self._limits.max_bytes // share),
             queue_depth=self._depth,
+            edition=self._edition,
         )
 
 
@@ -277,6 +285,8 @@ def _send(outbox: Outbox, key: int, reply: Reply) -> None:
         item.more = True
     if reply.status is not None:
         item.status.CopyFrom(reply.status)
+    if reply.version:
+        item.version = reply.version
     if reply.timings is not None:
         _fill_timings(item, reply.timings)
     if size > WHOLE_ITEM_BYTES:

@@ -75,6 +75,10 @@ class Stage:
             "Metrics": metrics_method(name, registry),
         })  # fmt: skip
 
+    def announce(self) -> None:
+        """Tell all clients that there is something new to describe."""
+        self._server.announce()
+
     async def serve(self, prepare: Callable[[], Awaitable[None]] | None = None) -> None:
         """Listen, prepare, turn SERVING, and work until a signal comes.
 

@@ -478,7 +478,7 @@ async def test_caller_that_gives_up_leaves_nothing_in_the_queue_of_a_part(tmp_pa
         written("add", "left:x right:x", "sum:two"), written("slow", "x:two", "y:y"),
     )  # fmt: skip
     async with serving(tmp_path) as handler:
-        slow = handler._served["slow"].batcher
+        slow = handler.models.find("slow").batcher
         assert isinstance(slow, Batcher)
         task = asyncio.ensure_future(infer(handler, "e", x=ROWS))
         await eventually(lambda: slow.depth == 1)
@@ -604,7 +604,7 @@ async def test_parts_on_two_gpus_answer_as_the_whole_model_on_the_cpu(
         pytest.skip("needs two GPUs")
     async with serving(split_detect(models, tmp_path, on_gpu=True)) as handler:
         placed = {
-            name: [placement.gpu for placement in handler._served[name].model.placements]
+            name: [placement.gpu for placement in handler.models.find(name).model.placements]
             for name in ("digits-detect", "detect-trunk", "detect-head")
         }
         assert placed == {"digits-detect": [None], "detect-trunk": [0], "detect-head": [1]}

@@ -401,7 +401,9 @@ async def test_gpu_that_is_lost_while_a_model_is_loaded_ends_the_process(tmp_pat
     await asyncio.sleep(0.02)
     assert not asking.done()
     asking.cancel()
-    for lane in lanes_of(handler._broken["gone"]):  # kept: their end could hang on a GPU
+    kept = handler.models._versions["gone"][1].kept
+    assert kept is not None
+    for lane in lanes_of(kept):  # kept: their end could hang on a GPU
         lane.close()
 
 

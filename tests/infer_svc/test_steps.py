@@ -63,6 +63,9 @@ def find(name: str) -> Model:
         raise Refused("its file is broken")
     if name == "late":
         raise StageUnavailable("it is being loaded")
+    name, _, version = name.partition("/")
+    if version and int(version) != PARTS[name].version:
+        raise NotFound(f"model {name!r} has no version {version!r}; there are [3]")
     if name not in PARTS:
         raise NotFound(f"model {name!r} is not in the repository; there are {sorted(PARTS)}")
     return PARTS[name]
@@ -116,7 +119,7 @@ FAULTS: dict[str, tuple[Model, str]] = {
     ),
     "version": (
         ensemble(replace(FIRST, version=2), SECOND),
-        "wants version 2 of model 'first', which is served in version 3; write model_version: -1",
+        r"its model 'first' has no version '2'; there are \[3\]",
     ),
     "cycle": (
         ensemble(

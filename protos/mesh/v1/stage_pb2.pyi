@@ -26,7 +26,7 @@ class Envelope(_message.Message):
     def __init__(self, items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., fragment: _Optional[_Union[Fragment, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., cancel: _Optional[_Iterable[int]] = ..., drain: _Optional[bool] = ..., lending: _Optional[_Union[Lending, _Mapping]] = ...) -> None: ...
 
 class Item(_message.Message):
-    __slots__ = ("id", "time_left_us", "trace", "target", "parameters", "payload", "context", "status", "timings", "more", "slot", "caller")
+    __slots__ = ("id", "time_left_us", "trace", "target", "parameters", "payload", "context", "status", "timings", "more", "slot", "caller", "version")
     ID_FIELD_NUMBER: _ClassVar[int]
     TIME_LEFT_US_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +39,7 @@ class Item(_message.Message):
     MORE_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
     CALLER_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     id: int
     time_left_us: int
     trace: bytes
@@ -51,7 +52,8 @@ class Item(_message.Message):
     more: bool
     slot: _tensor_pb2.Slot
     caller: int
-    def __init__(self, id: _Optional[int] = ..., time_left_us: _Optional[int] = ..., trace: _Optional[bytes] = ..., target: _Optional[str] = ..., parameters: _Optional[bytes] = ..., payload: _Optional[bytes] = ..., context: _Optional[bytes] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., more: _Optional[bool] = ..., slot: _Optional[_Union[_tensor_pb2.Slot, _Mapping]] = ..., caller: _Optional[int] = ...) -> None: ...
+    version: str
+    def __init__(self, id: _Optional[int] = ..., time_left_us: _Optional[int] = ..., trace: _Optional[bytes] = ..., target: _Optional[str] = ..., parameters: _Optional[bytes] = ..., payload: _Optional[bytes] = ..., context: _Optional[bytes] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., more: _Optional[bool] = ..., slot: _Optional[_Union[_tensor_pb2.Slot, _Mapping]] = ..., caller: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
 
 class Status(_message.Message):
     __slots__ = ("code", "message", "kind", "retry_ms")
@@ -100,14 +102,16 @@ class Hello(_message.Message):
     def __init__(self, session: _Optional[str] = ..., control: _Optional[bool] = ..., wire_version: _Optional[int] = ...) -> None: ...
 
 class Grant(_message.Message):
-    __slots__ = ("items", "bytes", "queue_depth")
+    __slots__ = ("items", "bytes", "queue_depth", "edition")
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     QUEUE_DEPTH_FIELD_NUMBER: _ClassVar[int]
+    EDITION_FIELD_NUMBER: _ClassVar[int]
     items: int
     bytes: int
     queue_depth: int
-    def __init__(self, items: _Optional[int] = ..., bytes: _Optional[int] = ..., queue_depth: _Optional[int] = ...) -> None: ...
+    edition: int
+    def __init__(self, items: _Optional[int] = ..., bytes: _Optional[int] = ..., queue_depth: _Optional[int] = ..., edition: _Optional[int] = ...) -> None: ...
 
 class Lending(_message.Message):
     __slots__ = ("arena", "slots")
@@ -146,7 +150,7 @@ class DescribeResponse(_message.Message):
     def __init__(self, wire_version: _Optional[int] = ..., service: _Optional[str] = ..., version: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[TargetSpec, _Mapping]]] = ..., worker_ports: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TargetSpec(_message.Message):
-    __slots__ = ("name", "inputs", "outputs", "output_bytes", "status", "version", "decoupled")
+    __slots__ = ("name", "inputs", "outputs", "output_bytes", "status", "version", "decoupled", "versions")
     NAME_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -154,6 +158,7 @@ class TargetSpec(_message.Message):
     STATUS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DECOUPLED_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
     name: str
     inputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.TensorSpec]
     outputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.TensorSpec]
@@ -161,7 +166,8 @@ class TargetSpec(_message.Message):
     status: Status
     version: str
     decoupled: bool
-    def __init__(self, name: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., output_bytes: _Optional[int] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., version: _Optional[str] = ..., decoupled: _Optional[bool] = ...) -> None: ...
+    versions: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., output_bytes: _Optional[int] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., version: _Optional[str] = ..., decoupled: _Optional[bool] = ..., versions: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class MetricsRequest(_message.Message):
     __slots__ = ()

@@ -1,0 +1,37 @@
+"""What a model's folder has."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from infer_svc.folders import files_of, look
+from mesh.errors import SettingsError
+from tests.infer_svc import graphs
+from tests.infer_svc.graphs import write_model
+
+
+def test_versions_that_are_served_and_those_that_are_there(tmp_path: Path) -> None:
+    text = "version_policy { latest { num_versions: 2 } }"
+    found = look(write_model(tmp_path, "m", graphs.identity(), text, versions=("1", "2", "3")))
+    assert found.versions.keys() == {2, 3}
+    assert found.there == {1, 2, 3}
+    assert found.parts == ()
+
+
+def test_files_are_those_of_the_version_and_those_that_all_share(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, "m", graphs.identity(), "", versions=("1", "2"))
+    (folder / "1/data").mkdir()
+    (folder / "1/data/part").write_text("x")
+    names = {name for name, _, _ in files_of(folder, 1)}
+    assert names == {"config.pbtxt", "1/model.onnx", "1/data/part"}
+    before = files_of(folder, 2)
+    (folder / "1/data/part").write_text("longer")
+    assert files_of(folder, 2) == before
+    os.utime(folder / "config.pbtxt", (1, 1))
+    assert files_of(folder, 2) != before
+
+
+def test_folder_that_is_no_model_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no ModelConfig"):
+        look(write_model(tmp_path, "m", graphs.identity(), "max_batch_size: x"))
