@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mesh.errors import DeadlineExceeded, Overloaded
-from mesh.item import Handler, Layer, Reply, Request
+from mesh.item import Handler, Layer, Reply, Request, name_of
 from mesh.status import code_of
 
 INTERVAL_S = 0.1
@@ -158,7 +158,7 @@ def admitting(admissions: Mapping[str, Admission]) -> Layer:
 
     def layer(handler: Handler) -> Handler:
         async def admitted(request: Request) -> Reply:
-            admission = admissions.get(request.target)
+            admission = admissions.get(name_of(request.target))
             if admission is None:
                 return await handler(request)
             admission.enter(request.client)

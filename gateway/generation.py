@@ -15,7 +15,7 @@ from gateway.pipeline import Pipeline, Stages
 from gateway.stage_call import call_stage
 from mesh.client import StageClient
 from mesh.errors import InvalidInput, MeshError
-from mesh.item import Reply, Request
+from mesh.item import Reply, Request, version_of
 from mesh.lease import Lease
 from mesh.telemetry import child_of, is_sampled, write_span
 from mesh.tensor import bytes_tensor, pack, unpack
@@ -60,14 +60,17 @@ class Generations:
                 self._stages.preprocess, request, pipeline.before, request.payload
             )
             read = int(unpack(reply.context)["token_count"][0])
-            model = Target(name=pipeline.config.model, parameters=parameters)
+            name = f"{pipeline.config.model}{version_of(request.target)}"
+            model = Target(name=name, parameters=parameters)
             generation = _Generation(request, self._detokenizer(pipeline.after), stop)
             began = time.monotonic()
             try:
                 reason = await generation.run(infer, model, reply.payload, lease)
             finally:
                 self._trace(request, generation.text, began)
-            return generation.last(reason, read)
+            last = generation.last(reason, read)
+            last.version = generation.version
+            return last
         finally:
             lease.release()
 
@@ -105,6 +108,8 @@ class _Generation:
         self.text = Text(stop, self._tell, request.deadline)
         self._pieces: list[str] = []
         self._tokens: list[int] = []
+        self.version = ""
+        """Of the model; empty: its end was not awaited."""
 
     async def run(self, infer: StageClient, model: Target, payload: bytes, lease: Lease) -> str:
         """Generate to the end, and return why it is the end."""
@@ -118,7 +123,9 @@ class _Generation:
         try:
             if await self.text.done:
                 return STOP
-            return bytes(unpack(asked.result().payload)["finish_reason"][0]).decode()
+            last = asked.result()
+            self.version = last.version
+            return bytes(unpack(last.payload)["finish_reason"][0]).decode()
         finally:
             asked.cancel()
             await asyncio.gather(asked, return_exceptions=True)

@@ -9,7 +9,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from gateway.admission import Admission
 from gateway.pipeline import Stages
 from mesh.client import StageClient
-from mesh.item import Handler, Layer, Reply, Request
+from mesh.item import Handler, Layer, Reply, Request, name_of
 from mesh.status import code_from_number
 
 REQUESTS = Counter(
@@ -50,7 +50,7 @@ def metering() -> Layer:
                 known = code != "NOT_FOUND"
                 return reply
             finally:
-                pipeline = request.target if known else "unknown"
+                pipeline = name_of(request.target) if known else "unknown"
                 INFLIGHT.dec()
                 REQUESTS.labels(pipeline, code).inc()
                 DURATION.labels(pipeline).observe(time.monotonic() - started)

@@ -64,6 +64,9 @@ class Pipeline:
     name: str
     config: PipelineConfig
     model_version: str
+    """The newest that serves."""
+    versions: tuple[str, ...]
+    """All of the model that serve."""
     before: Target | None
     """The preprocess op with its parameters."""
     after: Target | None
@@ -110,6 +113,15 @@ def read_pipelines(root: Path) -> dict[str, PipelineConfig | MeshError]:
     return found
 
 
+def pipeline_files(root: Path) -> dict[Path, tuple[int, int]]:
+    """Return the size of every `pipeline.yaml`, and when it was changed."""
+    found = {}
+    for path in root.glob(f"*/{FILE}"):
+        status = path.stat()
+        found[path] = status.st_size, status.st_mtime_ns
+    return found
+
+
 async def check_pipeline(name: str, config: PipelineConfig, stages: Stages) -> Pipeline:
     """Ask the stages what they have and return the pipeline if it fits them.
 
@@ -140,7 +152,10 @@ async def check_pipeline(name: str, config: PipelineConfig, stages: Stages) -> P
         _join(name, f"model {model.name!r}", outputs, f"op {op.name!r}", _specs(op.inputs))
         outputs = GENERATED if generates else _specs(op.outputs)
     version = model.version
-    return Pipeline(name, config, version, before, after, inputs, outputs, size or UNKNOWN_BYTES)
+    versions = tuple(model.versions) or (version,)
+    return Pipeline(
+        name, config, version, versions, before, after, inputs, outputs, size or UNKNOWN_BYTES
+    )
 
 
 def _target(config: OpConfig | None) -> Target | None:

@@ -15,6 +15,7 @@ from gateway.pipeline import (
     PipelineConfig,
     Stages,
     check_pipeline,
+    pipeline_files,
     read_pipelines,
 )
 from gateway.stage_call import call_stage
@@ -24,10 +25,11 @@ from mesh.errors import (
     MeshError,
     NotFound,
     Refused,
+    SettingsError,
     StageUnavailable,
 )
 from mesh.host import Host
-from mesh.item import Reply, Request
+from mesh.item import Reply, Request, name_of, version_of
 from mesh.link import Link
 from protos.mesh.v1.stage_pb2 import Target
 
@@ -51,7 +53,12 @@ class PipelineRunner:
     """
 
     def __init__(self, root: Path, stages: Stages, tracer: Tracer = NO_TRACER) -> None:
+        self._root = root
+        self._files = pipeline_files(root)
         self._configs = read_pipelines(root)
+        self._checking = asyncio.Lock()
+        self._told: set[str] = set()
+        """Names whose health was told."""
         self._models: dict[str, PipelineConfig | MeshError] = {}
         self.stages = stages
         self._served: dict[str, Pipeline] = {}
@@ -60,7 +67,7 @@ class PipelineRunner:
 
     async def __call__(self, request: Request) -> Reply:
         """Run one request; a handler as in `mesh.item`."""
-        pipeline = self.find(request.target)
+        pipeline = self.find(name_of(request.target))
         config = pipeline.config
         request.deadline = min(request.deadline, request.received + config.deadline_s)
         request.check_deadline()
@@ -77,16 +84,18 @@ class PipelineRunner:
                     slot=lease.take_slot(),
                 )  # fmt: skip
                 payload, context = reply.payload, reply.context
-            model = Target(name=config.model, parameters=request.parameters)
+            name = f"{config.model}{version_of(request.target)}"
+            model = Target(name=name, parameters=request.parameters)
             reply = await call_stage(infer, request, model, payload, lease=lease)
         finally:
             lease.release()
+        version = reply.version
         if pipeline.after is None:
-            return Reply(reply.payload)
+            return Reply(reply.payload, version=version)
         reply = await call_stage(
             self.stages.postprocess, request, pipeline.after, reply.payload, context=context
         )
-        return Reply(reply.payload)
+        return Reply(reply.payload, version=version)
 
     def find(self, name: str) -> Pipeline:
         """Return a pipeline by its name.
@@ -144,6 +153,15 @@ class PipelineRunner:
         """Return the names of all pipelines, and of the models as such."""
         return sorted({*self._configs, *self._models})
 
+    def is_alone(self, name: str) -> bool:
+        """Tell whether a name is that of a model as such."""
+        return name in self._models
+
+    def model_of(self, name: str) -> str:
+        """Return the name of the model of a pipeline or of a model alone; empty: there is none."""
+        config = self._configs.get(name) or self._models.get(name)
+        return config.model if isinstance(config, PipelineConfig) else ""
+
     def bounded(self) -> list[str]:
         """Return the names of those whose latency tells of their load: a text takes its time."""
         return [
@@ -158,11 +176,15 @@ class PipelineRunner:
 
     async def watch(self, host: Host) -> None:
         """Check pipelines and tell their health, overall and each by name, until cancelled."""
-        checked: list[Link] = []
+        checked: list[tuple[Link, int]] = []
         checking: asyncio.Task[None] | None = None
         try:
             for tick in itertools.count():
-                replicas = [link for client in self.stages.all() for link in client.replicas]
+                replicas = [
+                    (link, link.edition) for client in self.stages.all() for link in client.replicas
+                ]
+                if tick % RETRY_EVERY == 0 and await asyncio.to_thread(self._read):
+                    checked = []
                 unserved = not self._configs.keys() <= self._served.keys()
                 due = replicas != checked or (unserved and tick % RETRY_EVERY == 0)
                 if checking is not None and checking.done():
@@ -180,6 +202,9 @@ class PipelineRunner:
 
     def _tell(self, host: Host) -> None:
         ready = {name: self.is_ready(name) for name in self._configs}
+        for name in self._told - ready.keys():
+            host.set_health(name, False)
+        self._told = set(ready)
         for name, serving in ready.items():
             host.set_health(name, serving)
         # A refused pipeline is told by name; it does not take the others out of service.
@@ -188,7 +213,33 @@ class PipelineRunner:
 
     async def check(self) -> None:
         """Compare every pipeline with its stages, and serve or refuse it; models alone, too."""
+        async with self._checking:
+            await self._check_all()
+
+    async def refresh(self) -> None:
+        """Know what the files and the stages say now."""
+        await asyncio.to_thread(self._read)
+        await self.check()
+
+    def _read(self) -> bool:
+        """Read the pipelines' files again where one has changed; tell whether one has."""
+        try:
+            files = pipeline_files(self._root)
+            if files == self._files:
+                return False
+            configs = read_pipelines(self._root)
+        except (OSError, SettingsError) as err:
+            log.warning("pipelines stay as they are", extra={"error": str(err)})
+            return False
+        self._configs, self._files = configs, files
+        return True
+
+    async def _check_all(self) -> None:
         await self._find_models()
+        for name in self._served.keys() | self._refused.keys():
+            if name not in self._configs and name not in self._models:
+                self._served.pop(name, None)
+                self._refused.pop(name, None)
         everything = {**self._models, **self._configs}
         await asyncio.gather(*(self._check(*item) for item in everything.items()))
 

@@ -1,6 +1,7 @@
 """The public service `mesh.v1.Mesh`: every method is a handler with the same layers."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -9,17 +10,18 @@ from opentelemetry.trace import Tracer
 
 from gateway.admission import Admission, admitting
 from gateway.answers import TYPED_CALLS, TypedCall, generate_end, generate_parameters, text_of
+from gateway.catalog import PipelineCatalog
 from gateway.late_trace import LateTraces
-from gateway.messages import MOST_ITEMS, message_handler
 from gateway.metrics import metering, watch_admissions
-from gateway.oip.service import NAME as OIP
-from gateway.oip.service import OipService
 from gateway.pipeline import GENERATE
 from gateway.runner import PipelineRunner
 from mesh.errors import InvalidInput, MeshError
 from mesh.grpc_types import Method, Methods
 from mesh.item import Handler, Layer, Reply, Request
 from mesh.layers import errors, logging_failures, stack, standard_layers
+from mesh.messages import MOST_ITEMS, message_handler
+from mesh.oip.service import NAME as OIP
+from mesh.oip.service import OipService
 from mesh.server import Limits, StageServer
 from mesh.tensor import bytes_tensor, pack, unpack
 from mesh.unary import streaming_method, unary_method
@@ -90,9 +92,14 @@ class MeshService:
             "GetTrace": self._plain("GetTrace", self._traces),
         }
 
-    def oip_methods(self) -> Methods:
-        """Return the methods of the Open Inference Protocol."""
-        return OipService(self._runner, self._item, self._layers).methods()
+    def oip_methods(self, refresh: Callable[[], Awaitable[None]]) -> Methods:
+        """Return the methods of the Open Inference Protocol.
+
+        Args:
+            refresh: as for `PipelineCatalog`.
+        """
+        catalog = PipelineCatalog(self._runner, refresh)
+        return OipService(catalog, self._item, self._layers).methods()
 
     def _traced(self, name: str, handler: Handler) -> Method:
         return unary_method(stack(handler, self._layers(f"{NAME}/{name}")), name)
@@ -137,7 +144,8 @@ class MeshService:
         items = [tensors.SerializeToString() for tensors in message.inputs]
         replies = await self._run_items(message.pipeline, items, request)
         outputs = [Tensors.FromString(reply.payload) for reply in replies]
-        return mesh_pb2.RunResponse(outputs=outputs)
+        versions = [reply.version for reply in replies]
+        return mesh_pb2.RunResponse(outputs=outputs, model_versions=versions)
 
     async def _run_items(self, pipeline: str, items: list[bytes], call: Request) -> list[Reply]:
         """Run the items of one call side by side; one that fails, fails the call."""

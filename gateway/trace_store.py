@@ -11,10 +11,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, TracesData
 
-from gateway.messages import message_handler
 from mesh.errors import InvalidInput, NotFound
 from mesh.grpc_types import Methods
 from mesh.item import Handler, Request
+from mesh.messages import message_handler
 from protos.mesh.v1 import mesh_pb2
 
 TRACE_SERVICE = "opentelemetry.proto.collector.trace.v1.TraceService"

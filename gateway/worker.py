@@ -3,6 +3,7 @@
 import asyncio
 import time
 from contextlib import AsyncExitStack
+from functools import partial
 
 import grpc
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -11,7 +12,6 @@ from prometheus_client import REGISTRY
 from gateway.forward import forward, forwarded_traces
 from gateway.late_trace import LateTraces
 from gateway.metrics import watch_stages
-from gateway.oip.service import NAME as OIP
 from gateway.pipeline import Stages
 from gateway.runner import PipelineRunner
 from gateway.scrape import WORKER
@@ -19,16 +19,24 @@ from gateway.service import NAME, MeshService
 from gateway.settings import GatewaySettings
 from mesh import log, telemetry
 from mesh.client import ClientLimits, StageClient
+from mesh.cores import workers
 from mesh.errors import MeshError, StageUnavailable
 from mesh.families import metrics_method
+from mesh.grpc_types import Method
 from mesh.host import Host, no_streams, run_process
+from mesh.item import Reply, Request
+from mesh.layers import errors, logging_failures
+from mesh.layers import stack as layered
+from mesh.oip.service import NAME as OIP
 from mesh.process import wait_for_signal
 from mesh.server import Limits
 from mesh.settings import TelemetrySettings, load
+from mesh.unary import ask, unary_method
 
 WARM_S = 2.0
 """How long a data worker waits for its stages before it takes connections. Its siblings take them
 meanwhile; where no stage is there, callers are told so after this."""
+REFRESH_S = 10.0
 PENDING = (
     ("grpc.server.max_pending_requests", 5_000),
     ("grpc.server.max_pending_requests_hard_limit", 10_000),
@@ -59,12 +67,14 @@ async def main() -> None:
         service = MeshService(runner, tracing.tracer, limits, traces, target_s, late)
         host = _public(settings)
         host.add(NAME, service.methods())
-        host.add(OIP, service.oip_methods())
+        host.add(OIP, service.oip_methods(partial(_refresh_all, settings)))
         if stored:
             host.add(*forwarded_traces(control))
         watch_stages(stages)
         inside = Host(settings.inside(settings.worker))
-        inside.add(WORKER, {"Metrics": metrics_method(WORKER, REGISTRY)})
+        inside.add(
+            WORKER, {"Metrics": metrics_method(WORKER, REGISTRY), "Refresh": _refresh(runner)}
+        )
         await inside.start()
         await _warm_up(runner)
         await host.start()
@@ -113,6 +123,25 @@ def _is_settled(runner: PipelineRunner, name: str) -> bool:
     except MeshError:
         return True
     return True
+
+
+def _refresh(runner: PipelineRunner) -> Method:
+    """Return a method that returns once this process knows what the stages serve now."""
+
+    async def answer(_: Request) -> Reply:
+        await runner.refresh()
+        return Reply()
+
+    return unary_method(layered(answer, [logging_failures("Refresh"), errors]), "Refresh")
+
+
+async def _refresh_all(settings: GatewaySettings) -> None:
+    """Let every data worker look at what the stages serve; one that is away does when it starts."""
+    insides = map(settings.inside, range(workers("gateway", settings.workers)))
+    await asyncio.gather(
+        *(ask(inside, f"{WORKER}/Refresh", b"", REFRESH_S) for inside in insides),
+        return_exceptions=True,
+    )
 
 
 async def _serve(runner: PipelineRunner, host: Host) -> None:

@@ -4,8 +4,10 @@ import asyncio
 
 from prometheus_client import REGISTRY
 
+from infer_svc.agent import Agent
 from infer_svc.backends.machine import Machine
 from infer_svc.build.builds import Builds
+from infer_svc.catalog import ModelCatalog
 from infer_svc.families import InferMetrics
 from infer_svc.faults import parse_faults
 from infer_svc.service import InferHandler
@@ -14,6 +16,8 @@ from infer_svc.watch import watch
 from mesh import log, telemetry
 from mesh.arena import Lender
 from mesh.host import run_process
+from mesh.oip.service import NAME as OIP
+from mesh.oip.service import oip_methods
 from mesh.server import Limits
 from mesh.settings import TelemetrySettings, load
 from mesh.stage import Stage
@@ -44,8 +48,12 @@ async def main() -> None:
         settings.models, machine, tracing.sampled, lender, metrics, settings.preloaded
     )
     metrics.watch_gpus(handler.gpus)
+    agent = Agent(handler.models, settings.models, settings.model_control)
+    handler.choose = lambda folders: agent.chosen(folders, settings.loaded)
     limits = Limits(settings.max_items, settings.max_mbytes * 1024**2, settings.max_age_s)
     stage = Stage("mesh.v1.Infer", settings, handler, handler.describe, tracing, limits, lender)
+    catalog = ModelCatalog(handler.models, agent, metrics)
+    stage.host.add(OIP, oip_methods(catalog, handler, tracing.tracer))
     lost = asyncio.Event()
     handler.on_lost = lambda _: lost.set()
     handler.on_health = stage.host.set_health
@@ -58,9 +66,18 @@ async def main() -> None:
         ),
         asyncio.create_task(_end_when(lost, stage, lender)),
     )
-    await stage.serve(handler.load)
+
+    async def prepare() -> None:
+        await handler.load()
+        following.append(asyncio.create_task(agent.run()))
+
+    following: list[asyncio.Task[None]] = []
+    await stage.serve(prepare)
+    for task in following:
+        task.cancel()
     await handler.stop_loading()
     await asyncio.to_thread(handler.close)  # a lane that hangs is still seen, and ends the process
+    agent.close()
     for task in tasks:
         task.cancel()
     lender.close()

@@ -159,11 +159,11 @@ class ModelConfig:
     """Which versions are served. From `version_policy`."""
 
 
-def read_config(folder: Path) -> ModelConfig:
-    """Read `config.pbtxt` of a model's folder; without one, defaults that need only the file.
+def read_message(folder: Path) -> triton.ModelConfig:
+    """Read `config.pbtxt` of a model's folder; without one, an empty message.
 
     Raises:
-        SettingsError: it cannot be parsed, or a value is not possible; the text names the field.
+        SettingsError: it cannot be parsed, or has another model's name.
     """
     path = folder / "config.pbtxt"
     message = triton.ModelConfig()
@@ -174,10 +174,20 @@ def read_config(folder: Path) -> ModelConfig:
             raise SettingsError(f"{path} is no ModelConfig: {err}") from err
     if message.name not in ("", folder.name):
         raise SettingsError(f"{path} names the model {message.name!r}, its folder {folder.name!r}")
+    return message
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Read `config.pbtxt` of a model's folder; without one, defaults that need only the file.
+
+    Raises:
+        SettingsError: it cannot be parsed, or a value is not possible; the text names the field.
+    """
+    message = read_message(folder)
     try:
         return _convert(message, folder)
     except ValueError as err:
-        raise SettingsError(f"{path}: {err}") from err
+        raise SettingsError(f"{folder / 'config.pbtxt'}: {err}") from err
 
 
 def _convert(message: triton.ModelConfig, folder: Path) -> ModelConfig:

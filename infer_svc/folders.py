@@ -35,13 +35,17 @@ def look(folder: Path) -> Found:
     return Found(versions, frozenset(there), tuple(step.model for step in config.ensemble))
 
 
+def all_files(folder: Path) -> Files:
+    """Return all files of a model."""
+    found = []
+    for path in folder.rglob("*"):
+        if path.is_file():
+            status = path.stat()
+            found.append((str(path.relative_to(folder)), status.st_size, status.st_mtime_ns))
+    return frozenset(found)
+
+
 def files_of(folder: Path, version: int) -> Files:
     """Return the files of a version, and those that all versions share."""
-    found = []
     others = {str(number) for number in versions_of(folder)} - {str(version)}
-    for path in folder.rglob("*"):
-        inner = path.relative_to(folder)
-        if inner.parts[0] not in others and path.is_file():
-            status = path.stat()
-            found.append((str(inner), status.st_size, status.st_mtime_ns))
-    return frozenset(found)
+    return frozenset(one for one in all_files(folder) if one[0].partition("/")[0] not in others)

@@ -68,6 +68,8 @@ class InferHandler:
         """Called when a model cannot run for a while (False), and when it can again."""
         self.on_change: Callable[[], None] = lambda: None
         """Called when a request may get another answer than before."""
+        self.choose: Callable[[Sequence[Path]], Sequence[Path]] = lambda folders: folders
+        """Returns the folders of those models that are loaded at the start."""
         self._preload = preload
         self._coming: list[Path] = []
         self._preloading: asyncio.Task[None] | None = None
@@ -82,7 +84,7 @@ class InferHandler:
         Raises:
             SettingsError: there is no repository, or it lacks a model to be preloaded.
         """
-        folders = model_folders(self._root)
+        folders = self.choose(model_folders(self._root))
         self._coming = follow_parts(folders, preloaded(folders, self._preload))
         for folder in self._coming:
             self.models.announce(folder.name)

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 from pydantic_settings import SettingsConfigDict
 
+from infer_svc.agent import Mode
 from infer_svc.backends.trt_api import Kernels
 from mesh.settings import ServiceSettings
 
@@ -54,9 +55,21 @@ class InferSettings(ServiceSettings):
     """Whether full TensorRT may build on a GPU on which models of this process serve already; it
     measures kernels there and slows them down. While nothing is SERVING it always may, and
     TensorRT-RTX builds without a GPU."""
+    model_control: Mode = "poll"
+    """`poll`: the repository is watched, and new versions are served; `explicit`: only what
+    `load_models` names is loaded, and what somebody asks for; `none`: what is loaded at the start
+    stays. In the first two, models can be loaded and unloaded by requests."""
+    load_models: str = ""
+    """Models, by name and with commas between, that are loaded at the start in `explicit`; `*`:
+    all."""
     preload: str = ""
     """Models, by name and with commas between, or `*` for all that are not named, that are loaded
     in the background, in this order, once the others serve."""
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """The names in `load_models`."""
+        return tuple(name.strip() for name in self.load_models.split(",") if name.strip())
 
     @property
     def preloaded(self) -> tuple[str, ...]:

@@ -133,6 +133,16 @@ class Request:
             )
 
 
+def name_of(target: str) -> str:
+    """Return a target without the version that it may name: `name` of `name/version`."""
+    return target.partition("/")[0]
+
+
+def version_of(target: str) -> str:
+    """Return what a target names beside its name: `/version`, or nothing."""
+    return target[len(name_of(target)) :]
+
+
 Handler = Callable[[Request], Awaitable[Reply]]
 """Does the work of one request; raises a `MeshError` if it cannot."""
 

@@ -19,13 +19,13 @@ from opentelemetry.trace import SpanKind
 
 from gateway.answers import text_of
 from gateway.late_trace import LateTraces
-from gateway.messages import MOST_ITEMS
 from gateway.runner import PipelineRunner
 from gateway.service import NAME, MeshService
 from gateway.trace_store import TraceStore, trace_handler
 from mesh.client import StageClient
 from mesh.errors import DeadlineExceeded, InvalidInput, MeshError, NotFound, Refused
 from mesh.item import Reply, Request
+from mesh.messages import MOST_ITEMS
 from mesh.server import Limits
 from mesh.status import from_rpc_error
 from mesh.telemetry import Tracing

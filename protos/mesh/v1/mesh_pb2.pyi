@@ -133,10 +133,12 @@ class RunRequest(_message.Message):
     def __init__(self, pipeline: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensors, _Mapping]]] = ...) -> None: ...
 
 class RunResponse(_message.Message):
-    __slots__ = ("outputs",)
+    __slots__ = ("outputs", "model_versions")
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     outputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensors]
-    def __init__(self, outputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensors, _Mapping]]] = ...) -> None: ...
+    model_versions: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, outputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensors, _Mapping]]] = ..., model_versions: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ListPipelinesRequest(_message.Message):
     __slots__ = ()

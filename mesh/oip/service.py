@@ -1,38 +1,40 @@
-"""`inference.GRPCInferenceService`: pipelines as models, for clients of Triton and KServe.
+"""`inference.GRPCInferenceService`: models for clients of Triton and KServe.
 
-A model that a pipeline has the name of is `<name>.model`. What Triton has beside and this has not
-yet (model control, shared memory, settings) is answered UNIMPLEMENTED.
+What Triton has beside and this has not yet (shared memory, settings) is answered UNIMPLEMENTED.
 """
 
 import asyncio
 import json
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
-from tritonclient.grpc import model_config_pb2
+from opentelemetry.trace import Tracer
 from tritonclient.grpc import service_pb2 as oip
 
-from gateway.messages import message_handler
-from gateway.oip.statistics import model_statistics, statistics
-from gateway.oip.tensors import check_outputs, fill_outputs, inputs_of, items_of, joined, metadata
-from gateway.pipeline import GENERATE, Pipeline
-from gateway.runner import PipelineRunner
 from mesh import __version__
-from mesh.errors import InvalidInput, MeshError, NotFound, Overloaded, StageUnavailable
+from mesh.errors import InvalidInput, MeshError, Overloaded, StageUnavailable
 from mesh.grpc_types import Context, Method, Methods
 from mesh.item import Handler, Layer, Reply, Request
-from mesh.layers import errors, logging_failures, stack
+from mesh.layers import errors, logging_failures, stack, standard_layers
+from mesh.messages import message_handler
+from mesh.oip.catalog import Catalog, Model
+from mesh.oip.tensors import check_outputs, fill_outputs, inputs_of, items_of, joined, metadata
 from mesh.status import to_status
+from mesh.tensor import TensorSpec
 from mesh.unary import request_of, unary_method
 from protos.mesh.v1.tensor_pb2 import Tensors
 
 NAME = "inference.GRPCInferenceService"
 SERVER = "trtmesh"
-EXTENSIONS = ("classification", "model_configuration", "binary_tensor_data", "parameters")
+EXTENSIONS = (
+    "classification", "model_repository", "model_repository(unload_dependents)", "schedule_policy",
+    "model_configuration", "binary_tensor_data", "parameters", "statistics",
+)  # fmt: skip
+"""As Triton names them."""
 FINAL = "triton_final_response"
 WANTS_FINAL = "triton_enable_empty_final_response"
 PASSED_ON = ("priority", "timeout")
@@ -42,21 +44,23 @@ ALL = oip.ModelInferRequest()
 """Names no outputs, and so wants all."""
 AT_ONCE = 256
 """Requests of one stream that run side by side; their answers come in the order of the requests."""
+SWAPS = 3
+"""Times that the items of one request may meet different versions before it is given up."""
 
 
 class OipService:
     """The methods of the Open Inference Protocol.
 
     Args:
-        runner: of the pipelines.
+        catalog: of the models.
         item: runs one item, with the layers of every item.
         layers: returns those of a call, given the method's full name.
     """
 
     def __init__(
-        self, runner: PipelineRunner, item: Handler, layers: Callable[[str], list[Layer]]
+        self, catalog: Catalog, item: Handler, layers: Callable[[str], list[Layer]]
     ) -> None:
-        self._runner = runner
+        self._catalog = catalog
         self._item = item
         self._call_layers = layers
         self._infer = stack(
@@ -74,6 +78,8 @@ class OipService:
             "ModelConfig": (oip.ModelConfigRequest, self._model_config),
             "ModelStatistics": (oip.ModelStatisticsRequest, self._model_statistics),
             "RepositoryIndex": (oip.RepositoryIndexRequest, self._repository_index),
+            "RepositoryModelLoad": (oip.RepositoryModelLoadRequest, self._load),
+            "RepositoryModelUnload": (oip.RepositoryModelUnloadRequest, self._unload),
         }
         return {
             name: self._plain(name, message_handler(kind, answer))
@@ -95,73 +101,55 @@ class OipService:
         return oip.ServerLiveResponse(live=True)
 
     async def _server_ready(self, _: Any, __: Request) -> Any:
-        ready = [self._runner.is_ready(name) for name in self._runner.names()]
-        return oip.ServerReadyResponse(ready=any(ready))
+        return oip.ServerReadyResponse(ready=self._catalog.is_ready())
 
     async def _server_metadata(self, _: Any, __: Request) -> Any:
         return oip.ServerMetadataResponse(name=SERVER, version=__version__, extensions=EXTENSIONS)
 
     async def _model_ready(self, message: Any, _: Request) -> Any:
         try:
-            pipeline = self._find(message.name, message.version)
+            model = self._catalog.find(message.name, message.version)
         except MeshError:
             return oip.ModelReadyResponse(ready=False)
-        return oip.ModelReadyResponse(ready=self._runner.is_ready(pipeline.name))
+        return oip.ModelReadyResponse(ready=self._catalog.serves(model))
 
     async def _model_metadata(self, message: Any, _: Request) -> Any:
-        pipeline = self._find(message.name, message.version)
+        model = self._catalog.find(message.name, message.version)
         return oip.ModelMetadataResponse(
-            name=pipeline.name, versions=[pipeline.model_version], platform="ensemble",
-            inputs=map(metadata, _inputs(pipeline)), outputs=map(metadata, pipeline.outputs),
+            name=model.name, versions=model.versions, platform=model.platform,
+            inputs=map(metadata, taken(model)), outputs=map(metadata, model.outputs),
         )  # fmt: skip
 
     async def _model_config(self, message: Any, _: Request) -> Any:
-        pipeline = self._find(message.name, message.version)
-        config = model_config_pb2.ModelConfig(name=pipeline.name, platform="ensemble")
-        for target, specs in (
-            (config.input, _inputs(pipeline)), (config.output, pipeline.outputs),
-        ):  # fmt: skip
-            for spec in specs:
-                kind = f"TYPE_{spec.dtype.replace('BYTES', 'STRING')}"
-                number = model_config_pb2.DataType.Value(kind)
-                target.add(name=spec.name, data_type=number, dims=spec.shape)
-        config.model_transaction_policy.decoupled = pipeline.config.task == GENERATE
-        return oip.ModelConfigResponse(config=config)
+        model = self._catalog.find(message.name, message.version)
+        return oip.ModelConfigResponse(config=await self._catalog.config(model))
 
     async def _model_statistics(self, message: Any, _: Request) -> Any:
-        """Tell what the pipelines' models counted, whoever asked them."""
-        names = [message.name] if message.name else self._served()
-        pipelines = [self._find(name, message.version) for name in names]
-        sums = await statistics(self._runner.stages.infer)
-        response = oip.ModelStatisticsResponse()
-        for pipeline in pipelines:
-            key = pipeline.config.model, pipeline.model_version
-            counted = sums.get(key, Counter())
-            response.model_stats.append(model_statistics(pipeline.name, key[1], counted))
-        return response
-
-    def _served(self) -> list[str]:
-        return [name for name in self._runner.models() if self._runner.is_ready(name)]
+        found = await self._catalog.statistics(message.name, message.version)
+        return oip.ModelStatisticsResponse(model_stats=found)
 
     async def _repository_index(self, message: Any, _: Request) -> Any:
         response = oip.RepositoryIndexResponse()
-        for name in self._runner.models():
-            try:
-                pipeline = self._runner.find(name)
-            except MeshError as err:
-                if not message.ready:
-                    response.models.add(name=name, state="UNAVAILABLE", reason=str(err))
-                continue
-            response.models.add(name=name, version=pipeline.model_version, state="READY")
+        for one in await self._catalog.index():
+            if one.state == "READY" or not message.ready:
+                response.models.add(
+                    name=one.name, version=one.version, state=one.state, reason=one.reason
+                )
         return response
 
-    def _find(self, name: str, version: str) -> Pipeline:
-        pipeline = self._runner.find(name)
-        if version not in ("", pipeline.model_version):
-            raise NotFound(
-                f"version {version!r} of model {name!r} is not served, but {pipeline.model_version}"
-            )
-        return pipeline
+    async def _load(self, message: Any, _: Request) -> Any:
+        parameters = {
+            name: getattr(value, kind)
+            for name, value in message.parameters.items()
+            if (kind := value.WhichOneof("parameter_choice"))
+        }
+        await self._catalog.load(message.model_name, parameters)
+        return oip.RepositoryModelLoadResponse()
+
+    async def _unload(self, message: Any, _: Request) -> Any:
+        parts = message.parameters["unload_dependents"].bool_param
+        await self._catalog.unload(message.model_name, parts=parts)
+        return oip.RepositoryModelUnloadResponse()
 
     async def _model_infer(self, message: Any, call: Request) -> Any:
         return await self._answer(message, call, None)
@@ -170,29 +158,43 @@ class OipService:
         self, message: Any, call: Request, emit: Callable[[Reply], None] | None
     ) -> Any:
         """Run a request; a failure of one of its items is its failure."""
-        pipeline = self._find(message.model_name, message.model_version)
-        check_outputs(message, [spec.name for spec in pipeline.outputs])
+        model = self._catalog.find(message.model_name, message.model_version)
+        check_outputs(message, [spec.name for spec in model.outputs])
         tensors = inputs_of(message)
-        if pipeline.before is not None:
-            items = items_of(tensors, pipeline.inputs[0])
+        if model.splits:
+            items = items_of(tensors, model.inputs[0])
         else:
             items = [Tensors(tensors=tensors).SerializeToString()]
         if emit is not None and len(items) > 1:
             raise InvalidInput(f"{len(items)} texts came, wanted one for each request of a stream")
-        parameters = _parameters(message, pipeline)
-        requests = [
-            Request(
-                pipeline.name, item, parameters, b"", call.deadline, call.trace, call.client,
+        parameters = _parameters(message, model)
+
+        def request(item: bytes) -> Request:
+            return Request(
+                model.target, item, parameters, b"", call.deadline, call.trace, call.client,
                 emit=emit, hops=call.hops,
-            )
-            for item in items
-        ]  # fmt: skip
-        replies = await asyncio.gather(*map(self._item, requests))
-        for reply in replies:
-            reply.check()
-        response = _response(message, pipeline)
+            )  # fmt: skip
+
+        replies = await self._run(list(map(request, items)))
+        response = _response(message, model, replies[0].version)
         fill_outputs(response, message, joined([reply.payload for reply in replies]))
         return response
+
+    async def _run(self, requests: list[Request]) -> list[Reply]:
+        """Run the items of one request on one version, also while another takes its place."""
+        for _ in range(SWAPS):
+            if len(requests) == 1:
+                replies = [await self._item(requests[0])]
+            else:
+                replies = await asyncio.gather(*map(self._item, map(copy, requests)))
+            for reply in replies:
+                reply.check()
+            if len({reply.version for reply in replies}) == 1:
+                return replies
+        raise StageUnavailable(
+            f"the versions of {requests[0].target!r} changed {SWAPS} times during one request; try "
+            "again, or name a version"
+        )
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """Answer each request of a stream; what fails is told in its place and ends nothing."""
@@ -227,12 +229,12 @@ class OipService:
                 given.MergeFromString(request.payload)
             except DecodeError as err:
                 raise InvalidInput("a message came that is no ModelInferRequest") from err
-            pipeline = self._find(given.model_name, given.model_version)
-            decoupled = pipeline.config.task == GENERATE
+            model = self._catalog.find(given.model_name, given.model_version)
+            decoupled = model.decoupled
             told = not given.outputs or any(output.name == TEXT for output in given.outputs)
 
             def emit(reply: Reply) -> None:
-                piece = _response(given, pipeline)
+                piece = _response(given, model, reply.version)
                 fill_outputs(piece, ALL, joined([reply.payload]))
                 piece.parameters[FINAL].bool_param = False
                 answer.put_nowait(oip.ModelStreamInferResponse(infer_response=piece))
@@ -263,29 +265,41 @@ def _leave_out_text(last: Any) -> None:
             last.raw_output_contents[index] = bytes(4)  # one element, of no bytes
 
 
-def _inputs(pipeline: Pipeline) -> list[Any]:
+def oip_methods(catalog: Catalog, item: Handler, tracer: Tracer) -> Methods:
+    """Return the protocol's methods of a stage, with the layers that its items have."""
+    handler = stack(item, [errors])
+    return OipService(catalog, handler, lambda name: standard_layers(tracer, name)).methods()
+
+
+def load_parameters(message: Any, parameters: Mapping[str, Any]) -> None:
+    """Add the parameters of a load to its request."""
+    for name, value in parameters.items():
+        kind = {bool: "bool_param", int: "int64_param", bytes: "bytes_param"}.get(type(value))
+        setattr(message.parameters[name], kind or "string_param", value)
+
+
+def taken(model: Model) -> list[TensorSpec]:
     """Return what a request brings: of texts and files as many as there are."""
-    if pipeline.before is None:
-        return list(pipeline.inputs)
-    return [replace(spec, shape=(-1,)) for spec in pipeline.inputs]
+    if not model.splits:
+        return list(model.inputs)
+    return [replace(spec, shape=(-1,)) for spec in model.inputs]
 
 
-def _response(message: Any, pipeline: Pipeline) -> Any:
+def _response(message: Any, model: Model, version: str) -> Any:
     return oip.ModelInferResponse(
-        model_name=pipeline.name, model_version=pipeline.model_version, id=message.id
+        model_name=model.name, model_version=version or model.version, id=message.id
     )
 
 
-def _parameters(message: Any, pipeline: Pipeline) -> bytes:
-    """Return the parameters that the pipeline's model knows, as JSON."""
+def _parameters(message: Any, model: Model) -> bytes:
+    """Return the parameters that the model knows, as JSON."""
     given = {
         name: getattr(value, kind)
         for name, value in message.parameters.items()
         if (kind := value.WhichOneof("parameter_choice")) and not name.startswith("triton_")
     }
-    generates = pipeline.config.task == GENERATE
-    given = {name: value for name, value in given.items() if (name in PASSED_ON) != generates}
-    return json.dumps(given, sort_keys=True, separators=(",", ":")).encode() if given else b""
+    known = {name: value for name, value in given.items() if (name in PASSED_ON) != model.decoupled}
+    return json.dumps(known, sort_keys=True, separators=(",", ":")).encode() if known else b""
 
 
 def _as_triton(handler: Handler) -> Handler:

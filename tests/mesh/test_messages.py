@@ -2,9 +2,9 @@
 
 import pytest
 
-from gateway.messages import message_handler
 from mesh.errors import InvalidInput
 from mesh.item import Request
+from mesh.messages import message_handler
 from protos.mesh.v1.mesh_pb2 import GetTraceRequest, GetTraceResponse
 
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc import service_pb2 as oip
 
-from gateway.oip.tensors import TYPED, fill_outputs, inputs_of, items_of, joined
 from mesh.errors import InvalidInput
+from mesh.oip.tensors import TYPED, fill_outputs, inputs_of, items_of, joined
 from mesh.tensor import NUMPY_DTYPES, TensorSpec, bytes_tensor, from_proto, pack, to_proto
 from protos.mesh.v1.tensor_pb2 import Tensors
 

@@ -15,12 +15,13 @@ from tritonclient.grpc import service_pb2 as oip
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from gateway.oip.service import NAME, OipService
+from gateway.catalog import PipelineCatalog
 from gateway.runner import PipelineRunner
 from mesh import __version__
 from mesh.errors import EngineError, MeshError, Overloaded
 from mesh.item import Reply, Request
 from mesh.layers import errors, stack, standard_layers
+from mesh.oip.service import NAME, OipService
 from mesh.tensor import bytes_tensor, pack, unpack
 from tests.gateway import generating
 from tests.gateway.stages import PIPELINE, FakeMesh, repository, running_mesh
@@ -54,7 +55,9 @@ async def serving(
     await runner.check()
     tracer = Spans().tracer
     service = OipService(
-        runner, stack(runner, [errors]), lambda method: standard_layers(tracer, method)
+        PipelineCatalog(runner, runner.refresh),
+        stack(runner, [errors]),
+        lambda method: standard_layers(tracer, method),
     )
     server = grpc.aio.server()
     server.add_generic_rpc_handlers(

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from tritonclient.grpc import service_pb2 as oip
 
-from gateway.messages import MOST_ITEMS
 from mesh.errors import InvalidInput
+from mesh.messages import MOST_ITEMS
 from mesh.tensor import MAX_DIMS, NUMPY_DTYPES, TensorSpec
 from protos.mesh.v1.tensor_pb2 import Tensor, Tensors
 
