@@ -36,17 +36,26 @@ RETRIES = {
 
 
 class MeshClient:
-    """Calls `mesh.v1.Mesh`.
+    """Calls `mesh.v1.Mesh`, or another service of the same server.
 
     Args:
         gateway: `host:port`.
         timeout_s: deadline of each call.
         traced: whether calls are traced; spans go to the OTLP endpoint of the `OTEL_*` variables,
             else to the gateway itself.
+        service: full name.
     """
 
-    def __init__(self, gateway: str, timeout_s: float = 30.0, *, traced: bool = False) -> None:
+    def __init__(
+        self,
+        gateway: str,
+        timeout_s: float = 30.0,
+        *,
+        traced: bool = False,
+        service: str = SERVICE,
+    ) -> None:
         self.trace_id = ""
+        self._service = service
         self._timeout_s = timeout_s
         options = [
             ("grpc.max_send_message_length", MAX_BYTES),
@@ -88,7 +97,7 @@ class MeshClient:
             MeshError: as the gateway answered.
         """
         call: grpc.UnaryUnaryMultiCallable[Message, M] = self._channel.unary_unary(
-            f"/{SERVICE}/{method}",
+            f"/{self._service}/{method}",
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=response.FromString,
         )
@@ -107,7 +116,7 @@ class MeshClient:
             MeshError: as the gateway answered.
         """
         call: grpc.UnaryStreamMultiCallable[Message, M] = self._channel.unary_stream(
-            f"/{SERVICE}/{method}",
+            f"/{self._service}/{method}",
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=response.FromString,
         )
@@ -120,7 +129,7 @@ class MeshClient:
         if self._tracing is None:
             yield ()
             return
-        name = f"{SERVICE}/{method}"
+        name = f"{self._service}/{method}"
         span = telemetry.start_span(
             self._tracing.sampled, name, b"", SpanKind.CLIENT,
             attributes=telemetry.rpc_attributes(name, method),

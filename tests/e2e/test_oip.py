@@ -65,6 +65,6 @@ def test_error_has_tritons_form_and_the_next_request_is_answered(
     with pytest.raises(InferenceServerException, match="no image"):
         client.infer("digits-classify", [given("image", b"no image")])
     with pytest.raises(InferenceServerException) as caught:
-        client.load_model("digits-classify")
+        client.get_trace_settings()
     assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
     assert client.infer("digits-classify", [given("image", DIGIT.read_bytes())]) is not None

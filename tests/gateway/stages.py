@@ -15,10 +15,11 @@ from mesh import WIRE_VERSION
 from mesh.client import ClientLimits, StageClient
 from mesh.errors import MeshError, NotFound
 from mesh.families import pack_families
-from mesh.grpc_types import Context
+from mesh.grpc_types import Context, Method
 from mesh.host import SERVER_OPTIONS
 from mesh.item import Handler, Reply, Request
 from mesh.layers import errors
+from mesh.oip.service import NAME as OIP
 from mesh.server import Limits, StageServer
 from mesh.status import abort, to_status
 from mesh.tensor import TensorSpec
@@ -88,6 +89,10 @@ class FakeStage:
         self.silent = False
         """`Describe` answers without the targets that it was asked for."""
         self.wire_version = WIRE_VERSION
+        self.control: list[tuple[str, bytes]] = []
+        """Calls of the Open Inference Protocol that came, by method."""
+        self.told: dict[str, bytes] = {}
+        """What is answered to them; nothing, where a method is not in it."""
         self.families: list[Metric] = []
         """What `Metrics` tells."""
         self._tells_all = False
@@ -107,8 +112,24 @@ class FakeStage:
                     self._describe, DescribeRequest.FromString, DescribeResponse.SerializeToString
                 ),
             }),
+            grpc.method_handlers_generic_handler(OIP, {
+                name: self._controlled(name)
+                for name in (
+                    "RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload",
+                    "ModelConfig",
+                )
+            }),
         ))  # fmt: skip
         self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
+
+    def _controlled(self, name: str) -> Method:
+        async def answer(message: bytes, context: Context) -> bytes:
+            self.control.append((name, message))
+            if self.failure is not None:
+                await abort(context, self.failure)
+            return self.told.get(name, b"")
+
+        return grpc.unary_unary_rpc_method_handler(answer)
 
     async def _note(self, request: Request) -> Reply:
         self.requests.append(request)

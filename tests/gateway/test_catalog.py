@@ -18,11 +18,13 @@ from tritonclient.utils import InferenceServerException
 from gateway.catalog import PipelineCatalog
 from gateway.runner import PipelineRunner
 from mesh import __version__
-from mesh.errors import EngineError, MeshError, Overloaded
+from mesh.errors import EngineError, MeshError, NotFound, Overloaded, Refused
 from mesh.item import Reply, Request
 from mesh.layers import errors, stack, standard_layers
 from mesh.oip.service import NAME, OipService
+from mesh.status import to_status
 from mesh.tensor import bytes_tensor, pack, unpack
+from protos.mesh.v1.stage_pb2 import TargetSpec
 from tests.gateway import generating
 from tests.gateway.stages import PIPELINE, FakeMesh, repository, running_mesh
 from tests.mesh.spans import Spans
@@ -118,12 +120,79 @@ async def test_model_tells_what_it_takes(served: tuple[InferenceServerClient, Fa
 async def test_repository_tells_what_is_served_and_why_not(
     served: tuple[InferenceServerClient, FakeMesh],
 ) -> None:
-    client, _ = served
+    client, mesh = served
+    told = oip.RepositoryIndexResponse()
+    told.models.add(name="digits", version="3", state="READY")
+    told.models.add(name="other", version="1", state="UNAVAILABLE", reason="it is broken")
+    mesh.infer.told["RepositoryIndex"] = told.SerializeToString()
     index = (await client.get_model_repository_index()).models
     found = {model.name: (model.state, model.reason) for model in index}
     assert found["digits"] == found["digits.model"] == ("READY", "")
+    assert found["other"] == ("UNAVAILABLE", "it is broken")
     assert found["misfit"][0] == "UNAVAILABLE"
     assert "other" in found["misfit"][1]
+
+
+@pytest.mark.parametrize("name", ["digits", "digits.model"])
+async def test_model_of_a_pipeline_is_loaded_and_unloaded_at_infer(
+    served: tuple[InferenceServerClient, FakeMesh], name: str
+) -> None:
+    client, mesh = served
+    config = TargetSpec.FromString(mesh.infer.targets["digits"].SerializeToString())
+    config.version = "4"
+    mesh.infer.targets["digits"] = config
+    await client.load_model(name, config="{}")
+    ((method, message),) = mesh.infer.control
+    assert method == "RepositoryModelLoad"
+    request = oip.RepositoryModelLoadRequest.FromString(message)
+    assert (request.model_name, request.parameters["config"].string_param) == ("digits", "{}")
+    assert (await client.get_model_metadata("digits")).versions == ["4"]  # known at once
+    mesh.infer.targets["digits"] = TargetSpec(
+        name="digits", status=to_status(Refused("it is unloaded"))
+    )
+    await client.unload_model(name)
+    assert mesh.infer.control[-1][0] == "RepositoryModelUnload"
+    assert not await client.is_model_ready("digits")
+    mesh.infer.failure = NotFound("no such model")
+    with pytest.raises(InferenceServerException, match="no such model") as caught:
+        await client.load_model("nothing")
+    assert caught.value.status() == "StatusCode.NOT_FOUND"
+
+
+async def test_config_of_a_model_alone_is_that_of_infer(
+    served: tuple[InferenceServerClient, FakeMesh],
+) -> None:
+    client, mesh = served
+    told = oip.ModelConfigResponse()
+    told.config.max_batch_size = 7
+    mesh.infer.told["ModelConfig"] = told.SerializeToString()
+    assert (await client.get_model_config("digits.model")).config.max_batch_size == 7
+    ((_, message),) = mesh.infer.control
+    request = oip.ModelConfigRequest.FromString(message)
+    assert (request.name, request.version) == ("digits", "3")
+
+
+async def test_versions_are_asked_for_and_told(
+    served: tuple[InferenceServerClient, FakeMesh],
+) -> None:
+    client, mesh = served
+    both = TargetSpec.FromString(mesh.infer.targets["digits"].SerializeToString())
+    both.versions.extend(["2", "3"])
+    mesh.infer.targets["digits"] = both
+
+    async def tell(request: Request) -> Reply:
+        reply = await score(request)
+        reply.version = request.target.partition("/")[2] or "3"
+        return reply
+
+    mesh.infer.answer = tell
+    await client.load_model("digits")
+    result = await client.infer("digits", [images(b"x")], model_version="2")
+    assert result.get_response().model_version == "2"
+    assert mesh.infer.requests[-1].target == "digits/2"
+    result = await client.infer("digits", [images(b"x")])
+    assert result.get_response().model_version == "3"
+    assert mesh.infer.requests[-1].target == "digits"
 
 
 async def test_files_of_a_request_are_one_batch(

@@ -26,7 +26,8 @@ from tests.infer_svc.test_models import ALL, DYNAMIC, STEPS, put, times
 
 
 @asynccontextmanager
-async def serving(root: Path, mode: Mode = "explicit") -> AsyncIterator[InferenceServerClient]:
+async def listening(root: Path, mode: Mode = "explicit") -> AsyncIterator[str]:
+    """Serve a repository, and yield the address."""
     metrics = InferMetrics(CollectorRegistry())
     handler = InferHandler(root, Machine(), NoOpTracer(), Lender(0), metrics)
     agent = Agent(handler.models, root, mode)
@@ -36,12 +37,17 @@ async def serving(root: Path, mode: Mode = "explicit") -> AsyncIterator[Inferenc
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAME, methods),))
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
-    async with InferenceServerClient(address) as client:
-        yield client
+    yield address
     await server.stop(None)
     await handler.stop_loading()
     handler.close()
     agent.close()
+
+
+@asynccontextmanager
+async def serving(root: Path, mode: Mode = "explicit") -> AsyncIterator[InferenceServerClient]:
+    async with listening(root, mode) as address, InferenceServerClient(address) as client:
+        yield client
 
 
 def rows() -> list[InferInput]:
