@@ -17,7 +17,8 @@ from benchmarks.load.schedule import due_times
 
 PROTOCOLS = {
     "mesh": "mesh_client.unary", "mesh-stream": "mesh_client.stream", "oip": "oip_client.unary",
-    "http-form": "http_client.form", "http-json": "http_client.plain_json",
+    "oip-versions": "oip_client.versions", "http-form": "http_client.form",
+    "http-json": "http_client.plain_json",
 }  # fmt: skip
 """Each imported only where it is used: a peer's environment has not all their packages."""
 TIMEOUT_S = 10.0

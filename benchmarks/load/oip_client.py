@@ -33,6 +33,32 @@ async def unary(address: str, work: str, timeout_s: float) -> AsyncIterator[Ask]
         yield ask
 
 
+@asynccontextmanager
+async def versions(address: str, work: str, timeout_s: float) -> AsyncIterator[Ask]:
+    """Call the model "times", that multiplies FP32 "x" [1, 64] by its version, and compare them."""
+    request = service_pb2.ModelInferRequest(model_name="times")
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 64])
+    request.raw_input_contents.append(np.ones(64, np.float32).tobytes())
+    async with grpc.aio.insecure_channel(address) as channel:
+        call = channel.unary_unary(
+            METHOD,
+            service_pb2.ModelInferRequest.SerializeToString,
+            service_pb2.ModelInferResponse.FromString,
+        )
+
+        async def ask(_: bytes) -> list[int]:
+            try:
+                response = await call(request, timeout=timeout_s)
+            except grpc.aio.AioRpcError as err:
+                raise AskError(err.code().name) from err
+            factor = int(np.frombuffer(response.raw_output_contents[0], np.float32)[0])
+            if str(factor) != response.model_version:
+                raise AskError(f"version {response.model_version} answered as {factor}")
+            return [factor]
+
+        yield ask
+
+
 def question(model: str, payload: bytes) -> service_pb2.ModelInferRequest:
     """Return the request for one payload; BYTES elements begin with their length, 4 bytes."""
     request = service_pb2.ModelInferRequest(model_name=model)
