@@ -67,7 +67,18 @@ def slope(values: list[float]) -> float:
 
 
 def measure() -> None:
-    up = [sys.executable, "-m", "mesh.cli", "up", "--models", str(MODELS), "--bind", GATEWAY]
+    up = [
+        sys.executable,
+        "-m",
+        "mesh.cli",
+        "up",
+        "--http",
+        "",
+        "--models",
+        str(MODELS),
+        "--bind",
+        GATEWAY,
+    ]
     up += ["--workers", "gateway=1", "preprocess=1", "postprocess=1"]
     mesh = subprocess.Popen(up, stderr=subprocess.DEVNULL)
     try:

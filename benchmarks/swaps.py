@@ -108,12 +108,12 @@ def measure(swaps: int = SWAPS) -> dict[str, Any]:
         (models / "times/pipeline.yaml").write_text("model: times\n")
         (root / "inputs").mkdir()
         (root / "inputs/x").write_bytes(b"")
-        gateway, metrics = (f"127.0.0.1:{port}" for port in free_ports(2))
+        gateway = f"127.0.0.1:{free_ports(1)[0]}"
         command = [
             sys.executable, "-m", "mesh.cli", "up", "--bind", gateway, "--models", str(models),
         ]  # fmt: skip
         environment = {
-            "GATEWAY_METRICS_PORT": metrics.partition(":")[2], "GATEWAY_WORKERS": "1",
+            "GATEWAY_METRICS_PORT": "0", "GATEWAY_HTTP": "", "GATEWAY_WORKERS": "1",
             "PREPROCESS_WORKERS": "1", "POSTPROCESS_WORKERS": "1", "INFER_CPU_THREADS": "1",
         }  # fmt: skip
         with running(

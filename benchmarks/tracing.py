@@ -73,7 +73,7 @@ def running(gateway: str, settings: dict[str, str]) -> Any:
     up = [sys.executable, "-m", "mesh.cli", "up", "--models", str(MODELS), "--bind", gateway]
     up += ["--workers", "gateway=1", "preprocess=1", "postprocess=1"]
     others = {key: value for key, value in os.environ.items() if not key.startswith("OTEL_")}
-    env = {**others, "GATEWAY_METRICS_PORT": "0", **settings}
+    env = {**others, "GATEWAY_HTTP": "", "GATEWAY_METRICS_PORT": "0", **settings}
     mesh = subprocess.Popen(up, env=env, stderr=subprocess.DEVNULL)
     try:
         if not asyncio.run(wait_ready(gateway, 60)):

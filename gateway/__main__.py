@@ -28,8 +28,9 @@ async def main() -> None:
     count = workers("gateway", settings.workers)
     if settings.bind.startswith(UNIX):
         count = 1  # a socket file has one owner
-    hold = PortHold(settings.bind)
-    hold.take()
+    holds = [PortHold(address) for address in (settings.bind, settings.http) if address]
+    for hold in holds:
+        hold.take()
     with tempfile.TemporaryDirectory(prefix=SOCKETS) as sockets:
         children = gateway_children(count, Path(sockets), os.environ)  # noqa: TID251 passed on
         crew = Crew(children, logger.warning)
@@ -39,7 +40,8 @@ async def main() -> None:
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         signalled.cancel()
         await crew.stop(2 * settings.drain_s + 5)
-        hold.release()
+        for hold in holds:
+            hold.release()
     if crew.failed.done():
         raise SettingsError(crew.failed.result())
 

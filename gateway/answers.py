@@ -81,6 +81,7 @@ def generate_end(reply: Reply) -> mesh_pb2.GenerateResponse:
         finish_reason=bytes(tensors["finish_reason"][0]).decode(),
         prompt_tokens=int(tensors["prompt_tokens"][0]),
         completion_tokens=int(tensors["completion_tokens"][0]),
+        model_version=reply.version,
     )
 
 

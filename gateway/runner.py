@@ -133,11 +133,7 @@ class PipelineRunner:
                     f"{task!r}; use Run"
                 )
             return pipeline
-        able = [
-            name
-            for name, config in self._configs.items()
-            if isinstance(config, PipelineConfig) and config.task == task
-        ]
+        able = self.of_task(task)
         names = [name for name in able if name not in self._refused] or able
         if len(names) > 1:
             raise InvalidInput(f"name one of the pipelines {names}, as several do {task!r}")
@@ -152,6 +148,14 @@ class PipelineRunner:
     def models(self) -> list[str]:
         """Return the names of all pipelines, and of the models as such."""
         return sorted({*self._configs, *self._models})
+
+    def of_task(self, task: str) -> list[str]:
+        """Return the names of the pipelines with a task, served or not."""
+        return [
+            name
+            for name, config in sorted(self._configs.items())
+            if isinstance(config, PipelineConfig) and config.task == task
+        ]
 
     def is_alone(self, name: str) -> bool:
         """Tell whether a name is that of a model as such."""

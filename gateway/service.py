@@ -16,8 +16,8 @@ from gateway.metrics import metering, watch_admissions
 from gateway.pipeline import GENERATE
 from gateway.runner import PipelineRunner
 from mesh.errors import InvalidInput, MeshError
-from mesh.grpc_types import Method, Methods
-from mesh.item import Handler, Layer, Reply, Request
+from mesh.grpc_types import Methods
+from mesh.item import Handler, Layer, Reply, Request, name_of, version_of
 from mesh.layers import errors, logging_failures, stack, standard_layers
 from mesh.messages import MOST_ITEMS, message_handler
 from mesh.oip.service import NAME as OIP
@@ -67,42 +67,49 @@ class MeshService:
         self.streams = StageServer(stack(runner, streamed), limits)
         self.streams.open()
 
+        self.handlers = self._handlers()
+        """Of all methods but `Stream`, by name; each raises nothing."""
+
     def methods(self) -> Methods:
         """Return the gRPC methods by name."""
-        stream = grpc.stream_stream_rpc_method_handler(
+        methods = {
+            name: (streaming_method if name == "Generate" else unary_method)(handler, name)
+            for name, handler in self.handlers.items()
+        }
+        methods["Stream"] = grpc.stream_stream_rpc_method_handler(
             self.streams.run, Envelope.FromString, Envelope.SerializeToString
         )
-        methods = {
-            name: self._traced(name, self._typed(call)) for name, call in TYPED_CALLS.items()
+        return methods
+
+    def _handlers(self) -> dict[str, Handler]:
+        traced = {name: self._typed(call) for name, call in TYPED_CALLS.items()} | {
+            "Generate": message_handler(mesh_pb2.GenerateRequest, self._generate),
+            "Run": message_handler(mesh_pb2.RunRequest, self._run),
         }
-        return methods | {
-            "Generate": streaming_method(
-                stack(
-                    message_handler(mesh_pb2.GenerateRequest, self._generate),
-                    self._layers(f"{NAME}/Generate"),
-                ),
-                "Generate",
-            ),
-            "Run": self._traced("Run", message_handler(mesh_pb2.RunRequest, self._run)),
-            "Stream": stream,
-            "ListPipelines": self._plain(
-                "ListPipelines",
-                message_handler(mesh_pb2.ListPipelinesRequest, self._list_pipelines),
-            ),
-            "GetTrace": self._plain("GetTrace", self._traces),
+        # Without a span: looking at traces should not make some.
+        plain = {
+            "ListPipelines": message_handler(mesh_pb2.ListPipelinesRequest, self._list_pipelines),
+            "GetTrace": self._traces,
+        }
+        return {
+            name: stack(handler, self._layers(f"{NAME}/{name}")) for name, handler in traced.items()
+        } | {
+            name: stack(handler, [logging_failures(f"{NAME}/{name}"), errors])
+            for name, handler in plain.items()
         }
 
-    def oip_methods(self, refresh: Callable[[], Awaitable[None]]) -> Methods:
-        """Return the methods of the Open Inference Protocol.
+    def generating(self) -> list[str]:
+        """Return the names of the pipelines that generate."""
+        return self._runner.of_task(GENERATE)
+
+    def oip(self, refresh: Callable[[], Awaitable[None]]) -> OipService:
+        """Return the Open Inference Protocol over the same pipelines.
 
         Args:
             refresh: as for `PipelineCatalog`.
         """
         catalog = PipelineCatalog(self._runner, refresh)
-        return OipService(catalog, self._item, self._layers).methods()
-
-    def _traced(self, name: str, handler: Handler) -> Method:
-        return unary_method(stack(handler, self._layers(f"{NAME}/{name}")), name)
+        return OipService(catalog, self._item, self._layers)
 
     def _layers(self, method: str) -> list[Layer]:
         # A text takes its time.
@@ -110,22 +117,20 @@ class MeshService:
         late = [self._late.layer(method, slow=slow)] if self._late is not None else []
         return [*late, *standard_layers(self._tracer, method)]
 
-    def _plain(self, name: str, handler: Handler) -> Method:
-        """Return a method without a span: looking at traces should not make some."""
-        return unary_method(stack(handler, [logging_failures(f"{NAME}/{name}"), errors]), name)
-
     def _typed(self, call: TypedCall) -> Handler:
         async def answer(message: Any, request: Request) -> Message:
-            pipeline = self._runner.find_task(call.task, message.pipeline)
-            replies = await self._run_items(pipeline.name, call.items(message), request)
+            pipeline = self._runner.find_task(call.task, name_of(message.pipeline))
+            target = f"{pipeline.name}{version_of(message.pipeline)}"
+            replies = await self._run_items(target, call.items(message), request)
             return call.response([unpack(reply.payload) for reply in replies])
 
         return message_handler(call.request, answer)
 
     async def _generate(self, message: mesh_pb2.GenerateRequest, call: Request) -> Message:
-        pipeline = self._runner.find_task(GENERATE, message.pipeline)
+        pipeline = self._runner.find_task(GENERATE, name_of(message.pipeline))
+        target = f"{pipeline.name}{version_of(message.pipeline)}"
         item = Request(
-            pipeline.name, pack({"text": bytes_tensor(message.text.encode())}),
+            target, pack({"text": bytes_tensor(message.text.encode())}),
             generate_parameters(message), b"", call.deadline, call.trace, call.client,
             hops=call.hops,
         )  # fmt: skip

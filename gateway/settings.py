@@ -14,6 +14,8 @@ class GatewaySettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="GATEWAY_", frozen=True)
 
     bind: str = "127.0.0.1:8001"
+    http: str = "127.0.0.1:8000"
+    """Where the same is served over HTTP; empty: nowhere."""
     metrics_port: int = Field(8002, ge=0, le=65535)
     """Where Prometheus metrics are served over HTTP; 0: nowhere."""
     workers: Workers = 0

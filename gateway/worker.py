@@ -13,6 +13,8 @@ from gateway.forward import forward, forwarded_traces
 from gateway.late_trace import LateTraces
 from gateway.metrics import watch_stages
 from gateway.pipeline import Stages
+from gateway.rest.app import make_app
+from gateway.rest.server import HttpServer
 from gateway.runner import PipelineRunner
 from gateway.scrape import WORKER
 from gateway.service import NAME, MeshService
@@ -37,6 +39,7 @@ WARM_S = 2.0
 """How long a data worker waits for its stages before it takes connections. Its siblings take them
 meanwhile; where no stage is there, callers are told so after this."""
 REFRESH_S = 10.0
+MEBIBYTE = 1024**2
 PENDING = (
     ("grpc.server.max_pending_requests", 5_000),
     ("grpc.server.max_pending_requests_hard_limit", 10_000),
@@ -67,7 +70,10 @@ async def main() -> None:
         service = MeshService(runner, tracing.tracer, limits, traces, target_s, late)
         host = _public(settings)
         host.add(NAME, service.methods())
-        host.add(OIP, service.oip_methods(partial(_refresh_all, settings)))
+        protocol = service.oip(partial(_refresh_all, settings))
+        host.add(OIP, protocol.methods())
+        size = settings.max_request_mbytes * MEBIBYTE
+        http = HttpServer(make_app(service, protocol, size), settings.http)
         if stored:
             host.add(*forwarded_traces(control))
         watch_stages(stages)
@@ -78,7 +84,10 @@ async def main() -> None:
         await inside.start()
         await _warm_up(runner)
         await host.start()
+        if settings.http:
+            await http.start()
         await _serve(runner, host)
+        await http.stop(settings.drain_s)
         await host.stop(lambda: service.streams.drain(settings.drain_s), settings.drain_s)
         await inside.stop(no_streams, 0.0)
     tracing.shutdown()
@@ -97,7 +106,7 @@ async def _stages(
 
 
 def _public(settings: GatewaySettings) -> Host:
-    size = settings.max_request_mbytes * 1024**2
+    size = settings.max_request_mbytes * MEBIBYTE
     return Host(settings.bind, (
         ("grpc.max_receive_message_length", size), ("grpc.max_send_message_length", size),
         ("grpc.so_reuseport", 1),  # among siblings: who starts them holds the port

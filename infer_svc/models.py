@@ -34,6 +34,10 @@ NOWHERE = 0
 """Stands for the version of what tells of none."""
 
 
+class Unloaded(StageUnavailable):
+    """Somebody has unloaded it here; another replica may have it."""
+
+
 @dataclass(eq=False)
 class Version:
     """A version of a model, and how it is."""
@@ -387,4 +391,4 @@ def _not_served(what: str, version: Version) -> MeshError:
         return StageUnavailable(f"{what} is being loaded; try again in a moment")
     if version.reason != UNLOADED:
         return Refused(version.reason)
-    return StageUnavailable(f"{what} is unloaded; load it, or ask for another")
+    return Unloaded(f"{what} is unloaded; load it, or ask for another")

@@ -12,14 +12,14 @@ from infer_svc.backends.machine import Machine
 from infer_svc.config import ModelConfig, read_config
 from infer_svc.families import GpuFigures, InferMetrics
 from infer_svc.generation.generator import Generator
-from infer_svc.models import Models
+from infer_svc.models import Models, Unloaded
 from infer_svc.opening import Opener
 from infer_svc.pool import LanePool
 from infer_svc.repository import model_folders, preloaded
 from infer_svc.served import Served, rows_of
 from infer_svc.steps import follow_parts
 from mesh.arena import ALIGN, Lender
-from mesh.errors import EngineError, MeshError, SettingsError
+from mesh.errors import EngineError, MeshError, Refused, SettingsError
 from mesh.item import Reply, Request
 from mesh.status import to_status
 from mesh.tensor import Tensors, check_tensors, unpack
@@ -215,6 +215,9 @@ class InferHandler:
         spec = TargetSpec(name=name)
         try:
             served = self.models.find(name)
+        except Unloaded as err:  # which will not change by itself
+            spec.status.CopyFrom(to_status(Refused(str(err))))
+            return spec
         except MeshError as err:
             spec.status.CopyFrom(to_status(err))
             return spec

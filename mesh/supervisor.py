@@ -26,6 +26,7 @@ class Supervisor:
         report: called with one line for each event worth telling.
         tcp: the stages listen at free ports of 127.0.0.1 and share no memory, as if each was on a
             machine of its own.
+        http: `host:port` of the same service over HTTP; empty: none.
         gpus: as `CUDA_VISIBLE_DEVICES` names them; each process of infer sees one, in turn. None
             given: each sees all.
     """
@@ -39,11 +40,13 @@ class Supervisor:
         report: Callable[[str], None],
         tcp: bool = False,
         gpus: Sequence[str] = (),
+        http: str = "",
     ) -> None:
         self._tcp = tcp
+        self._http = http
         self._gpus = gpus
         self._sockets = tempfile.TemporaryDirectory(prefix=SOCKETS)
-        self._hold = PortHold(gateway)
+        self._holds = [PortHold(address) for address in (gateway, http) if address]
         children = self._plan(models.resolve(), workers, dict(environment), gateway)
         self._crew = Crew(children, report)
         self.children = self._crew.children
@@ -57,8 +60,10 @@ class Supervisor:
             SettingsError: another program listens where the gateway should.
         """
         try:
-            self._hold.take()
+            for hold in self._holds:
+                hold.take()
         except BaseException:
+            self._release()
             self._sockets.cleanup()
             raise
         self._crew.start()
@@ -66,8 +71,12 @@ class Supervisor:
     async def stop(self, grace_s: float = GRACE_S) -> None:
         """Stop the gateway first, so that what is under way is answered; then the stages."""
         await self._crew.stop(grace_s)
-        self._hold.release()
+        self._release()
         self._sockets.cleanup()
+
+    def _release(self) -> None:
+        for hold in self._holds:
+            hold.release()
 
     def _plan(
         self, models: Path, workers: Mapping[str, int], environment: dict[str, str], gateway: str
@@ -89,7 +98,9 @@ class Supervisor:
                 traces = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{gateway}"}
                 name = f"{stage}-{index}"
                 children.append(Child(name, f"{stage}_svc", traces | environment | own, THEN))
-        own = {"GATEWAY_BIND": gateway, "GATEWAY_MODELS": str(models)}
+        own = {
+            "GATEWAY_BIND": gateway, "GATEWAY_MODELS": str(models), "GATEWAY_HTTP": self._http,
+        }  # fmt: skip
         count, sockets = workers.get("gateway", 1), Path(self._sockets.name)
         return children + gateway_children(count, sockets, environment | addresses | own)
 

@@ -3,6 +3,8 @@
 import asyncio
 import math
 import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import grpc
 
@@ -41,22 +43,32 @@ def streaming_method(handler: Handler, target: str) -> Method:
 
     async def method(message: bytes, context: Context) -> None:
         request = request_of(target, message, context)
-        emitted: asyncio.Queue[Reply | None] = asyncio.Queue()
-        request.emit = emitted.put_nowait
-        handled = asyncio.ensure_future(handler(request))
-        handled.add_done_callback(lambda _: emitted.put_nowait(None))
-        try:
-            while (reply := await emitted.get()) is not None:
+        async with aclosing(replies(handler, request)) as made:
+            async for reply in made:
+                if (error := reply.error()) is not None:
+                    await abort(context, error)
                 await context.write(reply.payload)
-            last = await handled
-        finally:
-            handled.cancel()
-        error = last.error()
-        if error is not None:
-            await abort(context, error)
-        await context.write(last.payload)
 
     return grpc.unary_stream_rpc_method_handler(method)
+
+
+async def replies(handler: Handler, request: Request) -> AsyncGenerator[Reply, None]:
+    """Yield all replies to a request; to close the generator ends the work.
+
+    Args:
+        handler: as for `unary_method`; it emits all replies but the last.
+        request: whose `emit` is set.
+    """
+    emitted: asyncio.Queue[Reply | None] = asyncio.Queue()
+    request.emit = emitted.put_nowait
+    handled = asyncio.ensure_future(handler(request))
+    handled.add_done_callback(lambda _: emitted.put_nowait(None))
+    try:
+        while (reply := await emitted.get()) is not None:
+            yield reply
+        yield await handled
+    finally:
+        handled.cancel()
 
 
 async def ask(address: str, method: str, message: bytes, timeout_s: float) -> bytes:

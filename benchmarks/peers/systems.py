@@ -140,7 +140,7 @@ def start_mesh(
     words = ["-m", "mesh.cli", "up", "--models", str(place.models), "--bind", address]
     words += ["--workers", *(f"{service}={count}" for service, count in processes.items())]
     words += [*options, *(["--tcp"] if "tcp" in name else [])]
-    variables = {"GATEWAY_METRICS_PORT": "0", **environment}
+    variables = {"GATEWAY_HTTP": "", "GATEWAY_METRICS_PORT": "0", **environment}
     return Start(
         [sys.executable, *words], variables, lambda: asyncio.run(wait_ready(address, READY_S))
     )

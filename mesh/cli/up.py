@@ -39,6 +39,10 @@ def add_commands(commands: Commands) -> None:
         help="of the gateway; default: 127.0.0.1:8001",
     )  # fmt: skip
     parser.add_argument(
+        "--http", metavar="HOST:PORT",
+        help="of the gateway over HTTP; empty: none; default: 127.0.0.1:8000",
+    )  # fmt: skip
+    parser.add_argument(
         "--tcp", action="store_true", help="no sockets and no shared memory: as between machines"
     )
     parser.add_argument(
@@ -88,6 +92,7 @@ async def _up(arguments: argparse.Namespace) -> int:
     supervisor = Supervisor(
         arguments.models, _workers(arguments.workers), os.environ,  # noqa: TID251 passed on
         arguments.bind, say, arguments.tcp, _gpus() if arguments.gpu_each else (),
+        load(_Settings).gateway_http if arguments.http is None else arguments.http,
     )  # fmt: skip
     started = time.monotonic()
     supervisor.start()
@@ -127,17 +132,18 @@ def _gpus() -> list[str]:
     return found
 
 
-class _Counts(BaseSettings):
-    """What the environment says of the numbers of workers; the services read the same."""
+class _Settings(BaseSettings):
+    """What the environment says; the services read the same."""
 
     preprocess_workers: Workers = 0
     postprocess_workers: Workers = 0
     gateway_workers: Workers = 0
+    gateway_http: str = "127.0.0.1:8000"
 
 
 def _workers(given: list[str]) -> dict[str, int]:
     """Return the workers of each service: as given, else as the environment says, else by cores."""
-    set_ = load(_Counts)
+    set_ = load(_Settings)
     counts = {
         service: workers(service, getattr(set_, f"{service}_workers", 0)) for service in SERVICES
     }

@@ -17,7 +17,7 @@ from tritonclient.grpc import service_pb2 as oip
 
 from mesh import __version__
 from mesh.errors import InvalidInput, MeshError, Overloaded, StageUnavailable
-from mesh.grpc_types import Context, Method, Methods
+from mesh.grpc_types import Context, Methods
 from mesh.item import Handler, Layer, Reply, Request
 from mesh.layers import errors, logging_failures, stack, standard_layers
 from mesh.messages import message_handler
@@ -63,12 +63,26 @@ class OipService:
         self._catalog = catalog
         self._item = item
         self._call_layers = layers
-        self._infer = stack(
-            message_handler(oip.ModelInferRequest, self._model_infer), self._layers("ModelInfer")
-        )
+        self.handlers = self._handlers()
+        """Of the methods with one answer, by name; each raises nothing."""
 
     def methods(self) -> Methods:
         """Return the gRPC methods by name."""
+        methods = {name: unary_method(handler, name) for name, handler in self.handlers.items()}
+        methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
+            self._stream, None, oip.ModelStreamInferResponse.SerializeToString
+        )
+        return methods
+
+    def inputs(self, name: str, version: str) -> list[TensorSpec]:
+        """Return what a request to a model brings.
+
+        Raises:
+            MeshError: the model is not served.
+        """
+        return taken(self._catalog.find(name, version))
+
+    def _handlers(self) -> dict[str, Handler]:
         plain: dict[str, tuple[Any, Callable[[Any, Request], Awaitable[Any]]]] = {
             "ServerLive": (oip.ServerLiveRequest, self._server_live),
             "ServerReady": (oip.ServerReadyRequest, self._server_ready),
@@ -81,21 +95,14 @@ class OipService:
             "RepositoryModelLoad": (oip.RepositoryModelLoadRequest, self._load),
             "RepositoryModelUnload": (oip.RepositoryModelUnloadRequest, self._unload),
         }
+        infer = message_handler(oip.ModelInferRequest, self._model_infer)
         return {
-            name: self._plain(name, message_handler(kind, answer))
+            name: stack(message_handler(kind, answer), [logging_failures(f"{NAME}/{name}"), errors])
             for name, (kind, answer) in plain.items()
-        } | {
-            "ModelInfer": unary_method(self._infer, "ModelInfer"),
-            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(
-                self._stream, None, oip.ModelStreamInferResponse.SerializeToString
-            ),
-        }
+        } | {"ModelInfer": stack(infer, self._layers("ModelInfer"))}
 
     def _layers(self, name: str) -> list[Layer]:
         return [*self._call_layers(f"{NAME}/{name}"), _as_triton]
-
-    def _plain(self, name: str, handler: Handler) -> Method:
-        return unary_method(stack(handler, [logging_failures(f"{NAME}/{name}"), errors]), name)
 
     async def _server_live(self, _: Any, __: Request) -> Any:
         return oip.ServerLiveResponse(live=True)

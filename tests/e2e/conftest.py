@@ -33,6 +33,7 @@ class Mesh:
     """A running `trtmesh up`."""
 
     gateway: str
+    http: str
     process: subprocess.Popen[bytes]
     log: Path
     metrics: str
@@ -57,8 +58,8 @@ def start_mesh(
     **env: str,
 ) -> Mesh:
     """Start a mesh and wait until it is SERVING."""
-    gateway, metrics_port = f"127.0.0.1:{free_port()}", free_port()
-    command = [sys.executable, "-m", "mesh.cli", "up", "--bind", gateway]
+    gateway, http, metrics_port = (*(f"127.0.0.1:{free_port()}" for _ in range(2)), free_port())
+    command = [sys.executable, "-m", "mesh.cli", "up", "--bind", gateway, "--http", http]
     with log.open("wb") as file:
         process = subprocess.Popen(
             [*command, "--models", str(models), *options],
@@ -73,7 +74,7 @@ def start_mesh(
                 stub: Any = health_pb2_grpc.HealthStub(channel)
                 answer = stub.Check(request, timeout=2)
             if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                return Mesh(gateway, process, log, f"http://127.0.0.1:{metrics_port}/metrics")
+                return Mesh(gateway, http, process, log, f"http://127.0.0.1:{metrics_port}/metrics")
         except grpc.RpcError:
             pass
         if process.poll() is not None or time.monotonic() > end:

@@ -264,7 +264,12 @@ async def test_python_m_gateway_alone_serves_and_leaves_nothing_when_it_is_kille
     """As a container runs it: a parent with the control process and the data workers."""
     (worker, *_) = wide.services("gateway.worker")
     address = f"127.0.0.1:{free_port()}"
-    own = {"GATEWAY_BIND": address, "GATEWAY_WORKERS": "2", "GATEWAY_METRICS_PORT": "0"}
+    own = {
+        "GATEWAY_BIND": address,
+        "GATEWAY_WORKERS": "2",
+        "GATEWAY_METRICS_PORT": "0",
+        "GATEWAY_HTTP": "",
+    }
     inherited = {
         name: value
         for name, value in worker.environ().items()
@@ -273,7 +278,7 @@ async def test_python_m_gateway_alone_serves_and_leaves_nothing_when_it_is_kille
     command = [sys.executable, "-m", "gateway"]
     process = subprocess.Popen(command, env={**os.environ, **inherited, **own}, cwd=ROOT)
     try:
-        alone = Mesh(address, process, wide.log, "")
+        alone = Mesh(address, "", process, wide.log, "")
         async with asyncio.timeout(30):
             while alone.cli("health").returncode:
                 assert process.poll() is None

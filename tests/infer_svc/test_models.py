@@ -22,6 +22,7 @@ from infer_svc.service import InferHandler
 from mesh.arena import Lender
 from mesh.errors import MeshError, NotFound, Refused, StageUnavailable
 from mesh.item import Request
+from mesh.status import from_status
 from mesh.tensor import Tensors, pack, unpack
 from protos.mesh.v1.stage_pb2 import Target
 from tests.conftest import eventually, running_client, running_replica
@@ -203,6 +204,8 @@ async def test_unloaded_model_answers_what_it_had_and_can_be_loaded_again(root: 
         assert len(await asyncio.gather(*asked)) == 20
         with pytest.raises(StageUnavailable, match="'m' is unloaded; load it"):
             await one.ask()
+        (spec,) = one.handler.describe([Target(name="m")])
+        assert isinstance(from_status(spec.status), Refused)  # a gateway does not wait for it
         await one.models.drain()
         assert one.index() == [("1", "UNAVAILABLE")]
         assert one.reason("1") == "unloaded"

@@ -13,7 +13,7 @@ app = FastAPI()
 model = session(os.environ["BENCH_MODEL"])
 
 
-@app.post("/predict")  # type: ignore[untyped-decorator]
+@app.post("/predict")
 def predict(file: UploadFile) -> dict[str, Any]:
     (logits,) = model.run(["logits"], prepare(file.file.read()))
     return rank(logits[0])

@@ -18,7 +18,7 @@ tokens = Tokens(os.environ["BENCH_TOKENIZER"])
 model = session(os.environ["BENCH_MODEL"])
 
 
-@app.post("/predict")  # type: ignore[untyped-decorator]
+@app.post("/predict")
 def predict(question: Question) -> dict[str, Any]:
     (logits,) = model.run(["logits"], tokens.prepare(question.text.encode()))
     return rank(logits[0], 3)

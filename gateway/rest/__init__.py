@@ -1,0 +1,1 @@
+"""The gateway over HTTP: the same calls, with the same layers."""

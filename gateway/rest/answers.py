@@ -1,0 +1,90 @@
+"""Calls of the gateway's handlers for HTTP requests; answers and errors as HTTP has them."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from gateway.rest.bodies import TooLarge, packed
+from mesh.errors import MeshError, Overloaded
+from mesh.item import Handler, Request
+from mesh.status import code_of
+from mesh.telemetry import from_traceparent
+
+M = TypeVar("M", bound=Message)
+
+JSON = "application/json"
+STATUSES = {
+    grpc.StatusCode.NOT_FOUND: 404, grpc.StatusCode.INTERNAL: 500, grpc.StatusCode.UNKNOWN: 500,
+    grpc.StatusCode.UNAVAILABLE: 503, grpc.StatusCode.RESOURCE_EXHAUSTED: 503,
+    grpc.StatusCode.UNIMPLEMENTED: 501, grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+}  # fmt: skip
+"""As Triton's, and 504; every other code is 400. Overload is 503, as with Triton."""
+TOO_LARGE = 413
+
+
+def mesh_request(http: HttpRequest, target: str, message: Message) -> Request:
+    """Return the request that a call of a handler is.
+
+    Args:
+        http: its trace context, and whose it is.
+        target: name of the method.
+        message: of the method.
+    """
+    address = http.client
+    return Request(
+        target, message.SerializeToString(), deadline=math.inf,
+        trace=from_traceparent(http.headers.get("traceparent", "")),
+        client=f"{address.host}:{address.port}" if address is not None else "",
+    )  # fmt: skip
+
+
+async def call(
+    handlers: Mapping[str, Handler], name: str, http: HttpRequest, message: Message, kind: type[M]
+) -> M:
+    """Call a handler and return its answer.
+
+    Raises:
+        MeshError: as it answered.
+    """
+    reply = await handlers[name](mesh_request(http, name, message))
+    reply.check()
+    return kind.FromString(reply.payload)
+
+
+def as_json(value: Any) -> Response:
+    """Return an answer of JSON.
+
+    It is not packed: Triton's asyncio client accepts what is packed and unpacks inferences only.
+    """
+    return Response(json.dumps(value, separators=(",", ":")).encode(), media_type=JSON)
+
+
+def respond(
+    http: HttpRequest, body: bytes, media: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return an answer, packed as the client accepts it."""
+    body, encoding = packed(body, http.headers.get("accept-encoding", ""))
+    given = dict(headers or {})
+    if encoding:
+        given["Content-Encoding"] = encoding
+    return Response(body, media_type=media, headers=given)
+
+
+def status_of(error: MeshError) -> int:
+    """Return the HTTP status of an error."""
+    return TOO_LARGE if isinstance(error, TooLarge) else STATUSES.get(code_of(error), 400)
+
+
+def failure(error: MeshError) -> Response:
+    """Return the answer that tells an error, in Triton's form."""
+    body = json.dumps({"error": str(error)}).encode()
+    headers = {}
+    if isinstance(error, Overloaded) and error.retry_s:
+        headers["Retry-After"] = str(math.ceil(error.retry_s))
+    return Response(body, status_of(error), headers, JSON)
