@@ -4,6 +4,8 @@ import asyncio
 
 from prometheus_client import REGISTRY
 
+from gateway.routing.controller import RouteController, route_handlers
+from gateway.routing.store import RouteStore
 from gateway.scrape import Scrape
 from gateway.settings import GatewaySettings
 from gateway.trace_store import TraceStore, trace_handler, trace_service
@@ -31,14 +33,19 @@ async def main() -> None:
     stored = settings.trace_store and not load(TelemetrySettings).exports
     store = TraceStore() if stored else None
     host = Host(settings.control, (("grpc.max_receive_message_length", -1),))
-    layers = [logging_failures(f"{NAME}/GetTrace"), errors]
-    host.add(NAME, {"GetTrace": unary_method(stack(trace_handler(store), layers), "GetTrace")})
     if store is not None:
         host.add(*trace_service(store))
-    stages = [Directory(targets, name) for name, targets in settings.targets()]
     data_workers = range(workers("gateway", settings.workers))
     insides = {str(index): settings.inside(index) for index in data_workers}
+    kept = RouteStore(settings.state)
+    routes = RouteController(kept, list(insides.values()), settings.routes)
+    stages = [Directory(targets, name) for name, targets in settings.targets()]
     loop = asyncio.get_running_loop()
+    calls = {"GetTrace": trace_handler(store), **route_handlers(routes)}
+    host.add(NAME, {
+        name: unary_method(stack(handler, [logging_failures(f"{NAME}/{name}"), errors]), name)
+        for name, handler in calls.items()
+    })  # fmt: skip
     await host.start()
     try:
         serve_metrics(settings.metrics_port, Scrape(REGISTRY, stages, loop, workers=insides))
@@ -47,10 +54,12 @@ async def main() -> None:
         raise
     host.set_health("", True)
     watches = [asyncio.create_task(stage.watch()) for stage in stages]
+    watches.append(asyncio.create_task(routes.run()))
     await wait_for_signal()
     for watch in watches:
         watch.cancel()
     await host.stop(no_streams, 1.0)
+    kept.close()
 
 
 if __name__ == "__main__":

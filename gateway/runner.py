@@ -18,6 +18,7 @@ from gateway.pipeline import (
     pipeline_files,
     read_pipelines,
 )
+from gateway.routing.router import Router
 from gateway.stage_call import call_stage
 from mesh.errors import (
     DeadlineExceeded,
@@ -30,6 +31,7 @@ from mesh.errors import (
 )
 from mesh.host import Host
 from mesh.item import Reply, Request, name_of, version_of
+from mesh.lease import Lease
 from mesh.link import Link
 from protos.mesh.v1.stage_pb2 import Target
 
@@ -61,6 +63,7 @@ class PipelineRunner:
         """Names whose health was told."""
         self._models: dict[str, PipelineConfig | MeshError] = {}
         self.stages = stages
+        self.router = Router()
         self._served: dict[str, Pipeline] = {}
         self._refused: dict[str, MeshError] = {}
         self._generations = Generations(stages, tracer)
@@ -84,9 +87,7 @@ class PipelineRunner:
                     slot=lease.take_slot(),
                 )  # fmt: skip
                 payload, context = reply.payload, reply.context
-            name = f"{config.model}{version_of(request.target)}"
-            model = Target(name=name, parameters=request.parameters)
-            reply = await call_stage(infer, request, model, payload, lease=lease)
+            reply = await self._infer(pipeline, request, payload, lease)
         finally:
             lease.release()
         version = reply.version
@@ -96,6 +97,27 @@ class PipelineRunner:
             self.stages.postprocess, request, pipeline.after, reply.payload, context=context
         )
         return Reply(reply.payload, version=version)
+
+    async def _infer(
+        self, pipeline: Pipeline, request: Request, payload: bytes, lease: Lease
+    ) -> Reply:
+        """Run the version that the request names, or that the pipeline's route says."""
+        infer, model = self.stages.infer, pipeline.config.model
+        version = version_of(request.target)
+        route = None if version else self.router.of(pipeline.name)
+        if route is None:
+            target = Target(name=f"{model}{version}", parameters=request.parameters)
+            return await call_stage(infer, request, target, payload, lease=lease)
+        whole = lease.inline(payload)  # it may be sent several times
+        leases = [lease]
+
+        async def ask(version: str) -> Reply:
+            name = f"{model}/{version}" if version else model
+            target = Target(name=name, parameters=request.parameters)
+            own = leases.pop() if leases else None
+            return await call_stage(infer, request, target, whole, lease=own)
+
+        return await self.router.run(route, pipeline.versions, request, ask)
 
     def find(self, name: str) -> Pipeline:
         """Return a pipeline by its name.

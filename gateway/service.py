@@ -1,7 +1,7 @@
 """The public service `mesh.v1.Mesh`: every method is a handler with the same layers."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import grpc
@@ -14,6 +14,7 @@ from gateway.catalog import PipelineCatalog
 from gateway.late_trace import LateTraces
 from gateway.metrics import metering, watch_admissions
 from gateway.pipeline import GENERATE
+from gateway.routing.routes import complete_route
 from gateway.runner import PipelineRunner
 from mesh.errors import InvalidInput, MeshError
 from mesh.grpc_types import Methods
@@ -25,11 +26,13 @@ from mesh.oip.service import OipService
 from mesh.server import Limits, StageServer
 from mesh.tensor import bytes_tensor, pack, unpack
 from mesh.unary import streaming_method, unary_method
-from protos.mesh.v1 import mesh_pb2
+from protos.mesh.v1 import mesh_pb2, routes_pb2
 from protos.mesh.v1.stage_pb2 import Envelope
 from protos.mesh.v1.tensor_pb2 import Tensors
 
 NAME = "mesh.v1.Mesh"
+CONTROL = ("GetTrace", "GetRoutes", "SetRoute")
+"""Methods that the control process answers."""
 TEXTS = (f"{NAME}/Generate", f"{OIP}/ModelStreamInfer")
 """Methods whose answers come bit by bit."""
 
@@ -41,7 +44,7 @@ class MeshService:
         runner: runs one item through a pipeline.
         tracer: of the process.
         limits: of the coalescing streams.
-        traces: answers `GetTrace`.
+        control: what the control process answers: `GetTrace`, `GetRoutes` and `SetRoute`.
         target_s: latency that is kept under overload, by refusing what would take longer; 0: none.
         late: writes traces of requests that were not sampled; None: nobody does.
     """
@@ -51,14 +54,14 @@ class MeshService:
         runner: PipelineRunner,
         tracer: Tracer,
         limits: Limits,
-        traces: Handler,
+        control: Mapping[str, Handler],
         target_s: float = 0.0,
         late: LateTraces | None = None,
     ) -> None:
         self._runner = runner
         self._tracer = tracer
-        self._traces = traces
         self._late = late
+        self._control = control
         admissions = {name: Admission(target_s) for name in runner.bounded() if target_s}
         watch_admissions(admissions)
         admitted = admitting(admissions)
@@ -89,7 +92,8 @@ class MeshService:
         # Without a span: looking at traces should not make some.
         plain = {
             "ListPipelines": message_handler(mesh_pb2.ListPipelinesRequest, self._list_pipelines),
-            "GetTrace": self._traces,
+            **self._control,
+            "SetRoute": message_handler(routes_pb2.SetRouteRequest, self._set_route),
         }
         return {
             name: stack(handler, self._layers(f"{NAME}/{name}")) for name, handler in traced.items()
@@ -132,7 +136,7 @@ class MeshService:
         item = Request(
             target, pack({"text": bytes_tensor(message.text.encode())}),
             generate_parameters(message), b"", call.deadline, call.trace, call.client,
-            hops=call.hops,
+            hops=call.hops, metadata=call.metadata,
         )  # fmt: skip
 
         def emit(reply: Reply) -> None:
@@ -159,12 +163,14 @@ class MeshService:
                 f"{len(items)} items came for pipeline {pipeline!r}, wanted 1 to {MOST_ITEMS} in a "
                 "call; `Stream` takes any number"
             )
-        requests = [
-            Request(
-                pipeline, item, b"", b"", call.deadline, call.trace, call.client, hops=call.hops
-            )
-            for item in items
-        ]
+
+        def request(item: bytes) -> Request:
+            return Request(
+                pipeline, item, b"", b"", call.deadline, call.trace, call.client, hops=call.hops,
+                metadata=call.metadata,
+            )  # fmt: skip
+
+        requests = list(map(request, items))
         if len(requests) == 1:
             replies = [await self._item(requests[0])]
         else:
@@ -174,6 +180,17 @@ class MeshService:
             if error is not None:
                 raise error if len(replies) == 1 else type(error)(f"item {index}: {error}")
         return replies
+
+    async def _set_route(
+        self, message: routes_pb2.SetRouteRequest, call: Request
+    ) -> routes_pb2.RoutesResponse:
+        """Compare a route with what is served, and let the control process set it."""
+        if not (message.remove or message.promote or message.rollback):
+            complete_route(message.route, self._runner.find(message.route.pipeline).versions)
+        message.by = call.client
+        asked = Request("SetRoute", message.SerializeToString(), deadline=call.deadline)
+        reply = await self._control["SetRoute"](asked)
+        return routes_pb2.RoutesResponse.FromString(reply.payload)
 
     async def _list_pipelines(
         self, _: mesh_pb2.ListPipelinesRequest, __: Request

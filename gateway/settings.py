@@ -40,6 +40,10 @@ class GatewaySettings(ServiceSettings):
     afterwards; 0: none does."""
     trace_store: bool = True
     """Keep traces in memory for `trtmesh trace`, where no OTLP endpoint is set."""
+    state: Path | None = None
+    """File of SQLite that keeps routes and who changed them; without, they end with the gateway."""
+    routes: Path | None = None
+    """File of YAML with routes, watched; those of its pipelines are changed there only."""
     sockets: Path = Path("/tmp")
     """Folder where the gateway's processes find each other; who starts them sets it."""
     worker: int = Field(0, ge=0)

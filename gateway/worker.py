@@ -15,9 +15,11 @@ from gateway.metrics import watch_stages
 from gateway.pipeline import Stages
 from gateway.rest.app import make_app
 from gateway.rest.server import HttpServer
+from gateway.routing.figures import pack_figures
+from gateway.routing.routes import from_proto
 from gateway.runner import PipelineRunner
 from gateway.scrape import WORKER
-from gateway.service import NAME, MeshService
+from gateway.service import CONTROL, NAME, MeshService
 from gateway.settings import GatewaySettings
 from mesh import log, telemetry
 from mesh.client import ClientLimits, StageClient
@@ -34,6 +36,7 @@ from mesh.process import wait_for_signal
 from mesh.server import Limits
 from mesh.settings import TelemetrySettings, load
 from mesh.unary import ask, unary_method
+from protos.mesh.v1.routes_pb2 import RouteSnapshot
 
 WARM_S = 2.0
 """How long a data worker waits for its stages before it takes connections. Its siblings take them
@@ -61,13 +64,13 @@ async def main() -> None:
         control = await stack.enter_async_context(grpc.aio.insecure_channel(settings.control))
         stages = await _stages(stack, settings, tracing)
         runner = PipelineRunner(settings.models, stages, tracing.tracer)
-        traces = forward(control, f"{NAME}/GetTrace")
         slow_s = settings.slow_ms / 1e3
         kept = otel.exports or stored
         late = LateTraces(tracing, slow_s) if slow_s and kept and not otel.off else None
         limits = Limits(settings.max_stream_items)
         target_s = settings.target_ms / 1e3
-        service = MeshService(runner, tracing.tracer, limits, traces, target_s, late)
+        controlled = {name: forward(control, f"{NAME}/{name}") for name in CONTROL}
+        service = MeshService(runner, tracing.tracer, limits, controlled, target_s, late)
         host = _public(settings)
         host.add(NAME, service.methods())
         protocol = service.oip(partial(_refresh_all, settings))
@@ -78,9 +81,10 @@ async def main() -> None:
             host.add(*forwarded_traces(control))
         watch_stages(stages)
         inside = Host(settings.inside(settings.worker))
-        inside.add(
-            WORKER, {"Metrics": metrics_method(WORKER, REGISTRY), "Refresh": _refresh(runner)}
-        )
+        inside.add(WORKER, {
+            "Metrics": metrics_method(WORKER, REGISTRY), "Refresh": _refresh(runner),
+            "Routes": _routes(runner),
+        })  # fmt: skip
         await inside.start()
         await _warm_up(runner)
         await host.start()
@@ -142,6 +146,17 @@ def _refresh(runner: PipelineRunner) -> Method:
         return Reply()
 
     return unary_method(layered(answer, [logging_failures("Refresh"), errors]), "Refresh")
+
+
+def _routes(runner: PipelineRunner) -> Method:
+    """Return a method that takes the routes, and answers with what was counted."""
+
+    async def answer(request: Request) -> Reply:
+        snapshot = RouteSnapshot.FromString(request.payload)
+        runner.router.take([from_proto(route) for route in snapshot.routes])
+        return Reply(pack_figures(runner.router.drain()).SerializeToString())
+
+    return unary_method(layered(answer, [logging_failures("Routes"), errors]), "Routes")
 
 
 async def _refresh_all(settings: GatewaySettings) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from opentelemetry.util.types import AttributeValue
@@ -114,6 +114,8 @@ class Request:
     """Attempts at stages, noted for a trace that may be written afterwards; None: not noted."""
     caller: str = ""
     """Whose request it is, behind a client that asks for many; empty: not told."""
+    metadata: Sequence[tuple[str, str | bytes]] = ()
+    """What came with the call, as gRPC's metadata or HTTP's headers; it is not sent on."""
     resume: Callable[[], bytes] | None = None
     """Returns the context of a further attempt: what was answered already is not asked for again.
     None: the context stays as it is."""

@@ -98,6 +98,7 @@ def request_of(target: str, message: bytes, context: Context) -> Request:
     return Request(
         target, message, deadline=math.inf if left is None else now + left,
         trace=_trace(context), client=str(context.peer()), received=now,
+        metadata=tuple(context.invocation_metadata() or ()),
     )  # fmt: skip
 
 

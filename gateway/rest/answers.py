@@ -41,6 +41,7 @@ def mesh_request(http: HttpRequest, target: str, message: Message) -> Request:
         target, message.SerializeToString(), deadline=math.inf,
         trace=from_traceparent(http.headers.get("traceparent", "")),
         client=f"{address.host}:{address.port}" if address is not None else "",
+        metadata=http.headers.items(),
     )  # fmt: skip
 
 

@@ -179,7 +179,7 @@ class OipService:
         def request(item: bytes) -> Request:
             return Request(
                 model.target, item, parameters, b"", call.deadline, call.trace, call.client,
-                emit=emit, hops=call.hops,
+                emit=emit, hops=call.hops, metadata=call.metadata,
             )  # fmt: skip
 
         replies = await self._run(list(map(request, items)))

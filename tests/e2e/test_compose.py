@@ -74,13 +74,17 @@ class Stack:
     """The containers of one project, at ports that were free."""
 
     mesh: int
+    http: int
     metrics: int
     jaeger: int
 
     def compose(self, *words: str, timeout_s: float = 300) -> str:
         """Run `docker compose` and return what it printed; it must succeed."""
-        ports = {"MESH_PORT": self.mesh, "MESH_METRICS_PORT": self.metrics}
-        env = {name: str(port) for name, port in (ports | {"JAEGER_PORT": self.jaeger}).items()}
+        ports = {
+            "MESH_PORT": self.mesh, "MESH_HTTP_PORT": self.http,
+            "MESH_METRICS_PORT": self.metrics, "JAEGER_PORT": self.jaeger,
+        }  # fmt: skip
+        env = {name: str(port) for name, port in ports.items()}
         command = ["docker", "compose", "-p", "trtmesh-e2e", *FILES, *words]
         env |= {"GATEWAY_WORKERS": "2", "PREPROCESS_WORKERS": "2", "POSTPROCESS_WORKERS": "1"}
         done = run(command, timeout_s, TAG="e2e", **env)
@@ -124,7 +128,7 @@ def stack() -> Iterator[Stack]:
     fault = engine_fault()
     if fault:
         pytest.skip(f"no container engine answers: {fault}")
-    stack = Stack(free_port(), free_port(), free_port())
+    stack = Stack(*(free_port() for _ in range(4)))
     stack.compose("down", "--remove-orphans", "--timeout", "1")
     stack.compose("build", timeout_s=1200)
     try:

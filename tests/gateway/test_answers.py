@@ -7,6 +7,7 @@ import pytest
 from google.protobuf.message import Message
 
 from gateway.answers import TYPED_CALLS
+from gateway.service import CONTROL
 from mesh.tensor import Tensors, bytes_tensor, unpack
 from postprocess_svc.ops.nms import Nms
 from postprocess_svc.ops.top_k import TopK
@@ -37,7 +38,7 @@ def answered(method: str, *answers: Tensors) -> Any:
 
 def test_every_typed_method_of_the_service_is_in_the_table() -> None:
     methods = mesh_pb2.DESCRIPTOR.services_by_name["Mesh"].methods_by_name
-    others = {"Generate", "Run", "Stream", "ListPipelines", "GetTrace"}
+    others = {"Generate", "Run", "Stream", "ListPipelines", *CONTROL}
     assert TYPED_CALLS.keys() == set(methods) - others
     for name, call in TYPED_CALLS.items():
         assert call.request.DESCRIPTOR is methods[name].input_type

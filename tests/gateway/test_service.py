@@ -19,6 +19,8 @@ from opentelemetry.trace import SpanKind
 
 from gateway.answers import text_of
 from gateway.late_trace import LateTraces
+from gateway.routing.controller import RouteController, route_handlers
+from gateway.routing.store import RouteStore
 from gateway.runner import PipelineRunner
 from gateway.service import NAME, MeshService
 from gateway.trace_store import TraceStore, trace_handler
@@ -30,7 +32,7 @@ from mesh.server import Limits
 from mesh.status import from_rpc_error
 from mesh.telemetry import Tracing
 from mesh.tensor import Tensors, bytes_tensor, from_proto, pack, to_proto, unpack
-from protos.mesh.v1 import mesh_pb2, mesh_pb2_grpc
+from protos.mesh.v1 import mesh_pb2, mesh_pb2_grpc, routes_pb2
 from tests.conftest import eventually
 from tests.gateway import generating
 from tests.gateway.stages import PIPELINE, FakeMesh, repository, running_mesh
@@ -60,7 +62,8 @@ class Gateway:
     ) -> Any:
         """Call a method; raise our error where it fails."""
         descriptor = mesh_pb2.DESCRIPTOR.services_by_name["Mesh"].methods_by_name[method]
-        response: Any = getattr(mesh_pb2, descriptor.output_type.name)
+        name = descriptor.output_type.name
+        response: Any = getattr(mesh_pb2, name, None) or getattr(routes_pb2, name)
         call: grpc.aio.UnaryUnaryMultiCallable[bytes, Any] = self.channel.unary_unary(
             f"/{NAME}/{method}", response_deserializer=response.FromString
         )
@@ -89,6 +92,12 @@ async def rank(request: Request) -> Reply:
     return Reply(pack(answer))
 
 
+def controlled(store: TraceStore | None, routes: RouteController | None = None) -> Any:
+    """Return what a control process answers."""
+    routes = routes or RouteController(RouteStore(None), [])
+    return {"GetTrace": trace_handler(store), **route_handlers(routes)}
+
+
 @asynccontextmanager
 async def running_gateway(
     folder: Path, store: TraceStore | None = None, spans: Spans | None = None, slow_s: float = 0
@@ -102,7 +111,7 @@ async def running_gateway(
         spans = spans or Spans()
         tracing = Tracing(spans.tracer, spans.sampled, lambda _: spans.sampled, lambda: None)
         late = LateTraces(tracing, slow_s) if slow_s else None
-        service = MeshService(runner, spans.tracer, Limits(), trace_handler(store), late=late)
+        service = MeshService(runner, spans.tracer, Limits(), controlled(store), late=late)
         server = grpc.aio.server()
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(NAME, service.methods()),)
@@ -357,7 +366,7 @@ async def test_item_that_is_not_needed_any_more_does_not_change_the_error(
 def test_methods_are_those_of_the_proto(tmp_path: Path) -> None:
     root = repository(tmp_path, digits=PIPELINE)
     runner = PipelineRunner(root, FakeMesh.__new__(FakeMesh))  # type: ignore[arg-type]
-    methods = MeshService(runner, Spans().tracer, Limits(), trace_handler(None)).methods()
+    methods = MeshService(runner, Spans().tracer, Limits(), controlled(None)).methods()
     assert methods.keys() == set(mesh_pb2.DESCRIPTOR.services_by_name["Mesh"].methods_by_name)
 
 
@@ -371,7 +380,7 @@ async def generating_gateway(
         runner = PipelineRunner(root, mesh.stages)
         await runner.check()
         spans = Spans()
-        service = MeshService(runner, spans.tracer, Limits(), trace_handler(TraceStore()), 0.001)
+        service = MeshService(runner, spans.tracer, Limits(), controlled(TraceStore()), 0.001)
         server = grpc.aio.server()
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(NAME, service.methods()),)
@@ -455,3 +464,20 @@ async def test_long_generation_is_no_sign_of_an_overload(tmp_path: Path) -> None
 async def _end(call: Any) -> str:
     reasons: list[str] = [response.finish_reason async for response in call]
     return reasons[-1]
+
+
+async def test_route_is_compared_with_what_is_served_and_passed_on(gateway: Gateway) -> None:
+    request = routes_pb2.SetRouteRequest(route={"pipeline": "digits", "canary": "9"})
+    with pytest.raises(InvalidInput, match=r"versions \['9'\] of 'digits' are not served"):
+        await gateway.call("SetRoute", request)
+    with pytest.raises(NotFound, match="'none' is not known"):
+        await gateway.call("SetRoute", routes_pb2.SetRouteRequest(route={"pipeline": "none"}))
+    with pytest.raises(NotFound, match="has no route"):
+        await gateway.call(
+            "SetRoute", routes_pb2.SetRouteRequest(route={"pipeline": "digits"}, remove=True)
+        )
+    told = await gateway.call(
+        "SetRoute", routes_pb2.SetRouteRequest(route={"pipeline": "digits", "stable": "3"}, by="x")
+    )
+    assert told.changes[-1].by.startswith("ipv4:127.0.0.1")  # not what the caller says
+    assert (await gateway.call("GetRoutes", routes_pb2.GetRoutesRequest())).routes == told.routes

@@ -22,55 +22,56 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from protos.mesh.v1 import routes_pb2 as protos_dot_mesh_dot_v1_dot_routes__pb2
 from protos.mesh.v1 import stage_pb2 as protos_dot_mesh_dot_v1_dot_stage__pb2
 from protos.mesh.v1 import tensor_pb2 as protos_dot_mesh_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19protos/mesh/v1/mesh.proto\x12\x07mesh.v1\x1a\x1aprotos/mesh/v1/stage.proto\x1a\x1bprotos/mesh/v1/tensor.proto\"1\n\rDetectRequest\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\x0e\n\x06images\x18\x02 \x03(\x0c\"6\n\x0e\x44\x65tectResponse\x12$\n\x07results\x18\x01 \x03(\x0b\x32\x13.mesh.v1.Detections\"4\n\nDetections\x12&\n\ndetections\x18\x01 \x03(\x0b\x32\x12.mesh.v1.Detection\"k\n\tDetection\x12\n\n\x02x1\x18\x01 \x01(\x02\x12\n\n\x02y1\x18\x02 \x01(\x02\x12\n\n\x02x2\x18\x03 \x01(\x02\x12\n\n\x02y2\x18\x04 \x01(\x02\x12\r\n\x05score\x18\x05 \x01(\x02\x12\x10\n\x08\x63lass_id\x18\x06 \x01(\x05\x12\r\n\x05label\x18\x07 \x01(\t\"3\n\x0f\x43lassifyRequest\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\x0e\n\x06images\x18\x02 \x03(\x0c\"5\n\x10\x43lassifyResponse\x12!\n\x07results\x18\x01 \x03(\x0b\x32\x10.mesh.v1.Ranking\"0\n\x07Ranking\x12%\n\ncategories\x18\x01 \x03(\x0b\x32\x11.mesh.v1.Category\":\n\x08\x43\x61tegory\x12\r\n\x05score\x18\x01 \x01(\x02\x12\x10\n\x08\x63lass_id\x18\x02 \x01(\x05\x12\r\n\x05label\x18\x03 \x01(\t\"6\n\x13\x43lassifyTextRequest\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\"9\n\x14\x43lassifyTextResponse\x12!\n\x07results\x18\x01 \x03(\x0b\x32\x10.mesh.v1.Ranking\"\xa1\x02\n\x0fGenerateRequest\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x17\n\nmax_tokens\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x04 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x05 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x06 \x01(\x02H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x07 \x01(\x04H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x08 \x03(\t\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x02H\x05\x88\x01\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x07\n\x05_seedB\x15\n\x13_repetition_penalty\"\x80\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x15\n\rfinish_reason\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\r\x12\x15\n\rmodel_version\x18\x05 \x01(\t\"@\n\nRunRequest\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12 \n\x06inputs\x18\x02 \x03(\x0b\x32\x10.mesh.v1.Tensors\"H\n\x0bRunResponse\x12!\n\x07outputs\x18\x01 \x03(\x0b\x32\x10.mesh.v1.Tensors\x12\x16\n\x0emodel_versions\x18\x02 \x03(\t\"\x16\n\x14ListPipelinesRequest\"=\n\x15ListPipelinesResponse\x12$\n\tpipelines\x18\x01 \x03(\x0b\x32\x11.mesh.v1.Pipeline\"\xa8\x01\n\x08Pipeline\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\rmodel_version\x18\x04 \x01(\t\x12#\n\x06inputs\x18\x05 \x03(\x0b\x32\x13.mesh.v1.TensorSpec\x12$\n\x07outputs\x18\x06 \x03(\x0b\x32\x13.mesh.v1.TensorSpec\x12\x0f\n\x07refused\x18\x07 \x01(\t\"#\n\x0fGetTraceRequest\x12\x10\n\x08trace_id\x18\x01 \x01(\t\"4\n\x10GetTraceResponse\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12\x0e\n\x06traces\x18\x02 \x01(\x0c\x32\x89\x04\n\x04Mesh\x12\x39\n\x06\x44\x65tect\x12\x16.mesh.v1.DetectRequest\x1a\x17.mesh.v1.DetectResponse\x12?\n\x08\x43lassify\x12\x18.mesh.v1.ClassifyRequest\x1a\x19.mesh.v1.ClassifyResponse\x12K\n\x0c\x43lassifyText\x12\x1c.mesh.v1.ClassifyTextRequest\x1a\x1d.mesh.v1.ClassifyTextResponse\x12\x41\n\x08Generate\x12\x18.mesh.v1.GenerateRequest\x1a\x19.mesh.v1.GenerateResponse0\x01\x12\x30\n\x03Run\x12\x13.mesh.v1.RunRequest\x1a\x14.mesh.v1.RunResponse\x12\x32\n\x06Stream\x12\x11.mesh.v1.Envelope\x1a\x11.mesh.v1.Envelope(\x01\x30\x01\x12N\n\rListPipelines\x12\x1d.mesh.v1.ListPipelinesRequest\x1a\x1e.mesh.v1.ListPipelinesResponse\x12?\n\x08GetTrace\x12\x18.mesh.v1.GetTraceRequest\x1a\x19.mesh.v1.GetTraceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19protos/mesh/v1/mesh.proto\x12\x07mesh.v1\x1a\x1bprotos/mesh/v1/routes.proto\x1a\x1aprotos/mesh/v1/stage.proto\x1a\x1bprotos/mesh/v1/tensor.proto\"1\n\rDetectRequest\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\x0e\n\x06images\x18\x02 \x03(\x0c\"6\n\x0e\x44\x65tectResponse\x12$\n\x07results\x18\x01 \x03(\x0b\x32\x13.mesh.v1.Detections\"4\n\nDetections\x12&\n\ndetections\x18\x01 \x03(\x0b\x32\x12.mesh.v1.Detection\"k\n\tDetection\x12\n\n\x02x1\x18\x01 \x01(\x02\x12\n\n\x02y1\x18\x02 \x01(\x02\x12\n\n\x02x2\x18\x03 \x01(\x02\x12\n\n\x02y2\x18\x04 \x01(\x02\x12\r\n\x05score\x18\x05 \x01(\x02\x12\x10\n\x08\x63lass_id\x18\x06 \x01(\x05\x12\r\n\x05label\x18\x07 \x01(\t\"3\n\x0f\x43lassifyRequest\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\x0e\n\x06images\x18\x02 \x03(\x0c\"5\n\x10\x43lassifyResponse\x12!\n\x07results\x18\x01 \x03(\x0b\x32\x10.mesh.v1.Ranking\"0\n\x07Ranking\x12%\n\ncategories\x18\x01 \x03(\x0b\x32\x11.mesh.v1.Category\":\n\x08\x43\x61tegory\x12\r\n\x05score\x18\x01 \x01(\x02\x12\x10\n\x08\x63lass_id\x18\x02 \x01(\x05\x12\r\n\x05label\x18\x03 \x01(\t\"6\n\x13\x43lassifyTextRequest\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\"9\n\x14\x43lassifyTextResponse\x12!\n\x07results\x18\x01 \x03(\x0b\x32\x10.mesh.v1.Ranking\"\xa1\x02\n\x0fGenerateRequest\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x17\n\nmax_tokens\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x04 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x05 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x06 \x01(\x02H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x07 \x01(\x04H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x08 \x03(\t\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x02H\x05\x88\x01\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x07\n\x05_seedB\x15\n\x13_repetition_penalty\"\x80\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x15\n\rfinish_reason\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\r\x12\x15\n\rmodel_version\x18\x05 \x01(\t\"@\n\nRunRequest\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12 \n\x06inputs\x18\x02 \x03(\x0b\x32\x10.mesh.v1.Tensors\"H\n\x0bRunResponse\x12!\n\x07outputs\x18\x01 \x03(\x0b\x32\x10.mesh.v1.Tensors\x12\x16\n\x0emodel_versions\x18\x02 \x03(\t\"\x16\n\x14ListPipelinesRequest\"=\n\x15ListPipelinesResponse\x12$\n\tpipelines\x18\x01 \x03(\x0b\x32\x11.mesh.v1.Pipeline\"\xa8\x01\n\x08Pipeline\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\rmodel_version\x18\x04 \x01(\t\x12#\n\x06inputs\x18\x05 \x03(\x0b\x32\x13.mesh.v1.TensorSpec\x12$\n\x07outputs\x18\x06 \x03(\x0b\x32\x13.mesh.v1.TensorSpec\x12\x0f\n\x07refused\x18\x07 \x01(\t\"#\n\x0fGetTraceRequest\x12\x10\n\x08trace_id\x18\x01 \x01(\t\"4\n\x10GetTraceResponse\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12\x0e\n\x06traces\x18\x02 \x01(\x0c\x32\x89\x05\n\x04Mesh\x12\x39\n\x06\x44\x65tect\x12\x16.mesh.v1.DetectRequest\x1a\x17.mesh.v1.DetectResponse\x12?\n\x08\x43lassify\x12\x18.mesh.v1.ClassifyRequest\x1a\x19.mesh.v1.ClassifyResponse\x12K\n\x0c\x43lassifyText\x12\x1c.mesh.v1.ClassifyTextRequest\x1a\x1d.mesh.v1.ClassifyTextResponse\x12\x41\n\x08Generate\x12\x18.mesh.v1.GenerateRequest\x1a\x19.mesh.v1.GenerateResponse0\x01\x12\x30\n\x03Run\x12\x13.mesh.v1.RunRequest\x1a\x14.mesh.v1.RunResponse\x12\x32\n\x06Stream\x12\x11.mesh.v1.Envelope\x1a\x11.mesh.v1.Envelope(\x01\x30\x01\x12?\n\tGetRoutes\x12\x19.mesh.v1.GetRoutesRequest\x1a\x17.mesh.v1.RoutesResponse\x12=\n\x08SetRoute\x12\x18.mesh.v1.SetRouteRequest\x1a\x17.mesh.v1.RoutesResponse\x12N\n\rListPipelines\x12\x1d.mesh.v1.ListPipelinesRequest\x1a\x1e.mesh.v1.ListPipelinesResponse\x12?\n\x08GetTrace\x12\x18.mesh.v1.GetTraceRequest\x1a\x19.mesh.v1.GetTraceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.mesh.v1.mesh_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DETECTREQUEST']._serialized_start=95
-  _globals['_DETECTREQUEST']._serialized_end=144
-  _globals['_DETECTRESPONSE']._serialized_start=146
-  _globals['_DETECTRESPONSE']._serialized_end=200
-  _globals['_DETECTIONS']._serialized_start=202
-  _globals['_DETECTIONS']._serialized_end=254
-  _globals['_DETECTION']._serialized_start=256
-  _globals['_DETECTION']._serialized_end=363
-  _globals['_CLASSIFYREQUEST']._serialized_start=365
-  _globals['_CLASSIFYREQUEST']._serialized_end=416
-  _globals['_CLASSIFYRESPONSE']._serialized_start=418
-  _globals['_CLASSIFYRESPONSE']._serialized_end=471
-  _globals['_RANKING']._serialized_start=473
-  _globals['_RANKING']._serialized_end=521
-  _globals['_CATEGORY']._serialized_start=523
-  _globals['_CATEGORY']._serialized_end=581
-  _globals['_CLASSIFYTEXTREQUEST']._serialized_start=583
-  _globals['_CLASSIFYTEXTREQUEST']._serialized_end=637
-  _globals['_CLASSIFYTEXTRESPONSE']._serialized_start=639
-  _globals['_CLASSIFYTEXTRESPONSE']._serialized_end=696
-  _globals['_GENERATEREQUEST']._serialized_start=699
-  _globals['_GENERATEREQUEST']._serialized_end=988
-  _globals['_GENERATERESPONSE']._serialized_start=991
-  _globals['_GENERATERESPONSE']._serialized_end=1119
-  _globals['_RUNREQUEST']._serialized_start=1121
-  _globals['_RUNREQUEST']._serialized_end=1185
-  _globals['_RUNRESPONSE']._serialized_start=1187
-  _globals['_RUNRESPONSE']._serialized_end=1259
-  _globals['_LISTPIPELINESREQUEST']._serialized_start=1261
-  _globals['_LISTPIPELINESREQUEST']._serialized_end=1283
-  _globals['_LISTPIPELINESRESPONSE']._serialized_start=1285
-  _globals['_LISTPIPELINESRESPONSE']._serialized_end=1346
-  _globals['_PIPELINE']._serialized_start=1349
-  _globals['_PIPELINE']._serialized_end=1517
-  _globals['_GETTRACEREQUEST']._serialized_start=1519
-  _globals['_GETTRACEREQUEST']._serialized_end=1554
-  _globals['_GETTRACERESPONSE']._serialized_start=1556
-  _globals['_GETTRACERESPONSE']._serialized_end=1608
-  _globals['_MESH']._serialized_start=1611
-  _globals['_MESH']._serialized_end=2132
+  _globals['_DETECTREQUEST']._serialized_start=124
+  _globals['_DETECTREQUEST']._serialized_end=173
+  _globals['_DETECTRESPONSE']._serialized_start=175
+  _globals['_DETECTRESPONSE']._serialized_end=229
+  _globals['_DETECTIONS']._serialized_start=231
+  _globals['_DETECTIONS']._serialized_end=283
+  _globals['_DETECTION']._serialized_start=285
+  _globals['_DETECTION']._serialized_end=392
+  _globals['_CLASSIFYREQUEST']._serialized_start=394
+  _globals['_CLASSIFYREQUEST']._serialized_end=445
+  _globals['_CLASSIFYRESPONSE']._serialized_start=447
+  _globals['_CLASSIFYRESPONSE']._serialized_end=500
+  _globals['_RANKING']._serialized_start=502
+  _globals['_RANKING']._serialized_end=550
+  _globals['_CATEGORY']._serialized_start=552
+  _globals['_CATEGORY']._serialized_end=610
+  _globals['_CLASSIFYTEXTREQUEST']._serialized_start=612
+  _globals['_CLASSIFYTEXTREQUEST']._serialized_end=666
+  _globals['_CLASSIFYTEXTRESPONSE']._serialized_start=668
+  _globals['_CLASSIFYTEXTRESPONSE']._serialized_end=725
+  _globals['_GENERATEREQUEST']._serialized_start=728
+  _globals['_GENERATEREQUEST']._serialized_end=1017
+  _globals['_GENERATERESPONSE']._serialized_start=1020
+  _globals['_GENERATERESPONSE']._serialized_end=1148
+  _globals['_RUNREQUEST']._serialized_start=1150
+  _globals['_RUNREQUEST']._serialized_end=1214
+  _globals['_RUNRESPONSE']._serialized_start=1216
+  _globals['_RUNRESPONSE']._serialized_end=1288
+  _globals['_LISTPIPELINESREQUEST']._serialized_start=1290
+  _globals['_LISTPIPELINESREQUEST']._serialized_end=1312
+  _globals['_LISTPIPELINESRESPONSE']._serialized_start=1314
+  _globals['_LISTPIPELINESRESPONSE']._serialized_end=1375
+  _globals['_PIPELINE']._serialized_start=1378
+  _globals['_PIPELINE']._serialized_end=1546
+  _globals['_GETTRACEREQUEST']._serialized_start=1548
+  _globals['_GETTRACEREQUEST']._serialized_end=1583
+  _globals['_GETTRACERESPONSE']._serialized_start=1585
+  _globals['_GETTRACERESPONSE']._serialized_end=1637
+  _globals['_MESH']._serialized_start=1640
+  _globals['_MESH']._serialized_end=2289
 # @@protoc_insertion_point(module_scope)

@@ -1,3 +1,4 @@
+from protos.mesh.v1 import routes_pb2 as _routes_pb2
 from protos.mesh.v1 import stage_pb2 as _stage_pb2
 from protos.mesh.v1 import tensor_pb2 as _tensor_pb2
 from google.protobuf.internal import containers as _containers

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from protos.mesh.v1 import mesh_pb2 as protos_dot_mesh_dot_v1_dot_mesh__pb2
+from protos.mesh.v1 import routes_pb2 as protos_dot_mesh_dot_v1_dot_routes__pb2
 from protos.mesh.v1 import stage_pb2 as protos_dot_mesh_dot_v1_dot_stage__pb2
 
 GRPC_GENERATED_VERSION = '1.81.1'
@@ -66,6 +67,16 @@ class MeshStub:
                 request_serializer=protos_dot_mesh_dot_v1_dot_stage__pb2.Envelope.SerializeToString,
                 response_deserializer=protos_dot_mesh_dot_v1_dot_stage__pb2.Envelope.FromString,
                 _registered_method=True)
+        self.GetRoutes = channel.unary_unary(
+                '/mesh.v1.Mesh/GetRoutes',
+                request_serializer=protos_dot_mesh_dot_v1_dot_routes__pb2.GetRoutesRequest.SerializeToString,
+                response_deserializer=protos_dot_mesh_dot_v1_dot_routes__pb2.RoutesResponse.FromString,
+                _registered_method=True)
+        self.SetRoute = channel.unary_unary(
+                '/mesh.v1.Mesh/SetRoute',
+                request_serializer=protos_dot_mesh_dot_v1_dot_routes__pb2.SetRouteRequest.SerializeToString,
+                response_deserializer=protos_dot_mesh_dot_v1_dot_routes__pb2.RoutesResponse.FromString,
+                _registered_method=True)
         self.ListPipelines = channel.unary_unary(
                 '/mesh.v1.Mesh/ListPipelines',
                 request_serializer=protos_dot_mesh_dot_v1_dot_mesh__pb2.ListPipelinesRequest.SerializeToString,
@@ -121,6 +132,19 @@ class MeshServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetRoutes(self, request, context):
+        """Which versions answer, and how they do.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetRoute(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListPipelines(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -166,6 +190,16 @@ def add_MeshServicer_to_server(servicer, server):
                     servicer.Stream,
                     request_deserializer=protos_dot_mesh_dot_v1_dot_stage__pb2.Envelope.FromString,
                     response_serializer=protos_dot_mesh_dot_v1_dot_stage__pb2.Envelope.SerializeToString,
+            ),
+            'GetRoutes': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRoutes,
+                    request_deserializer=protos_dot_mesh_dot_v1_dot_routes__pb2.GetRoutesRequest.FromString,
+                    response_serializer=protos_dot_mesh_dot_v1_dot_routes__pb2.RoutesResponse.SerializeToString,
+            ),
+            'SetRoute': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRoute,
+                    request_deserializer=protos_dot_mesh_dot_v1_dot_routes__pb2.SetRouteRequest.FromString,
+                    response_serializer=protos_dot_mesh_dot_v1_dot_routes__pb2.RoutesResponse.SerializeToString,
             ),
             'ListPipelines': grpc.unary_unary_rpc_method_handler(
                     servicer.ListPipelines,
@@ -341,6 +375,60 @@ class Mesh:
             '/mesh.v1.Mesh/Stream',
             protos_dot_mesh_dot_v1_dot_stage__pb2.Envelope.SerializeToString,
             protos_dot_mesh_dot_v1_dot_stage__pb2.Envelope.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRoutes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.v1.Mesh/GetRoutes',
+            protos_dot_mesh_dot_v1_dot_routes__pb2.GetRoutesRequest.SerializeToString,
+            protos_dot_mesh_dot_v1_dot_routes__pb2.RoutesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRoute(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mesh.v1.Mesh/SetRoute',
+            protos_dot_mesh_dot_v1_dot_routes__pb2.SetRouteRequest.SerializeToString,
+            protos_dot_mesh_dot_v1_dot_routes__pb2.RoutesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -11,7 +11,7 @@ import aiohttp
 from gateway.rest.app import make_app
 from gateway.rest.server import HttpServer
 from gateway.runner import PipelineRunner
-from gateway.service import MeshService
+from gateway.service import CONTROL, MeshService
 from mesh.item import Reply, Request
 from mesh.port import free_ports
 from mesh.server import Limits
@@ -68,7 +68,7 @@ async def application(folder: Path, mesh: FakeMesh, **pipelines: str) -> AsyncIt
     spans = Spans()
     runner = PipelineRunner(repository(folder, **pipelines), mesh.stages)
     await runner.check()
-    service = MeshService(runner, spans.tracer, Limits(), _unused)
+    service = MeshService(runner, spans.tracer, Limits(), dict.fromkeys(CONTROL, _unused))
     app = make_app(service, service.oip(runner.refresh), MOST_BYTES)
     address = f"127.0.0.1:{free_ports(1)[0]}"
     server = HttpServer(app, address)
