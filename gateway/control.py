@@ -15,11 +15,15 @@ from mesh.directory import Directory
 from mesh.errors import SettingsError
 from mesh.host import Host, no_streams, run_process, serve_metrics
 from mesh.layers import errors, logging_failures, stack
+from mesh.oip.service import NAME as OIP
+from mesh.oip.settings import Settings, SettingsOwner, apply
 from mesh.process import wait_for_signal
 from mesh.settings import TelemetrySettings, load
 from mesh.unary import unary_method
 
 NAME = "mesh.v1.Mesh"
+KEPT = "settings.json"
+"""File beside the sockets."""
 
 
 async def main() -> None:
@@ -39,12 +43,17 @@ async def main() -> None:
     insides = {str(index): settings.inside(index) for index in data_workers}
     kept = RouteStore(settings.state)
     routes = RouteController(kept, list(insides.values()), settings.routes)
+    shared = _shared(settings, routes)
     stages = [Directory(targets, name) for name, targets in settings.targets()]
     loop = asyncio.get_running_loop()
     calls = {"GetTrace": trace_handler(store), **route_handlers(routes)}
     host.add(NAME, {
         name: unary_method(stack(handler, [logging_failures(f"{NAME}/{name}"), errors]), name)
         for name, handler in calls.items()
+    })  # fmt: skip
+    host.add(OIP, {
+        name: unary_method(stack(handler, [logging_failures(f"{OIP}/{name}"), errors]), name)
+        for name, handler in shared.handlers().items()
     })  # fmt: skip
     await host.start()
     try:
@@ -60,6 +69,24 @@ async def main() -> None:
         watch.cancel()
     await host.stop(no_streams, 1.0)
     kept.close()
+
+
+def _shared(settings: GatewaySettings, routes: RouteController) -> SettingsOwner:
+    """Return what owns settings of the protocol: they outlive this process, not the gateway."""
+    path = settings.sockets / KEPT
+    routes.settings = Settings.from_json(path.read_text() if path.exists() else "")
+
+    async def changed(now: Settings) -> None:
+        routes.settings = now
+        apply(now, settings.log_level)
+        path.write_text(now.to_json())
+        await routes.push()
+
+    apply(routes.settings, settings.log_level)
+    return SettingsOwner(
+        routes.settings, changed, settings.log_level, load(TelemetrySettings).ratio,
+        system_memory=settings.client_memory,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

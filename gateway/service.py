@@ -21,6 +21,7 @@ from mesh.grpc_types import Methods
 from mesh.item import Handler, Layer, Reply, Request, name_of, version_of
 from mesh.layers import errors, logging_failures, stack, standard_layers
 from mesh.messages import MOST_ITEMS, message_handler
+from mesh.oip.regions import Regions
 from mesh.oip.service import NAME as OIP
 from mesh.oip.service import OipService
 from mesh.server import Limits, StageServer
@@ -106,14 +107,21 @@ class MeshService:
         """Return the names of the pipelines that generate."""
         return self._runner.of_task(GENERATE)
 
-    def oip(self, refresh: Callable[[], Awaitable[None]]) -> OipService:
+    def oip(
+        self,
+        refresh: Callable[[], Awaitable[None]],
+        settings: Mapping[str, Handler],
+        regions: Regions,
+    ) -> OipService:
         """Return the Open Inference Protocol over the same pipelines.
 
         Args:
             refresh: as for `PipelineCatalog`.
+            settings: as for `OipService`.
+            regions: as for `OipService`.
         """
         catalog = PipelineCatalog(self._runner, refresh)
-        return OipService(catalog, self._item, self._layers)
+        return OipService(catalog, self._item, self._layers, settings, regions)
 
     def _layers(self, method: str) -> list[Layer]:
         # A text takes its time.

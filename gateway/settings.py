@@ -40,6 +40,8 @@ class GatewaySettings(ServiceSettings):
     afterwards; 0: none does."""
     trace_store: bool = True
     """Keep traces in memory for `trtmesh trace`, where no OTLP endpoint is set."""
+    client_memory: bool = False
+    """Whether clients may name shared memory of this machine in place of a tensor's bytes."""
     state: Path | None = None
     """File of SQLite that keeps routes and who changed them; without, they end with the gateway."""
     routes: Path | None = None

@@ -31,12 +31,15 @@ from mesh.host import Host, no_streams, run_process
 from mesh.item import Reply, Request
 from mesh.layers import errors, logging_failures
 from mesh.layers import stack as layered
+from mesh.oip.regions import Regions
 from mesh.oip.service import NAME as OIP
+from mesh.oip.service import SETTINGS
+from mesh.oip.settings import Settings, apply
 from mesh.process import wait_for_signal
 from mesh.server import Limits
 from mesh.settings import TelemetrySettings, load
 from mesh.unary import ask, unary_method
-from protos.mesh.v1.routes_pb2 import RouteSnapshot
+from protos.mesh.v1.routes_pb2 import Snapshot
 
 WARM_S = 2.0
 """How long a data worker waits for its stages before it takes connections. Its siblings take them
@@ -73,7 +76,9 @@ async def main() -> None:
         service = MeshService(runner, tracing.tracer, limits, controlled, target_s, late)
         host = _public(settings)
         host.add(NAME, service.methods())
-        protocol = service.oip(partial(_refresh_all, settings))
+        regions = Regions()
+        set_by_control = {name: forward(control, f"{OIP}/{name}") for name in SETTINGS}
+        protocol = service.oip(partial(_refresh_all, settings), set_by_control, regions)
         host.add(OIP, protocol.methods())
         size = settings.max_request_mbytes * MEBIBYTE
         http = HttpServer(make_app(service, protocol, size), settings.http)
@@ -83,7 +88,7 @@ async def main() -> None:
         inside = Host(settings.inside(settings.worker))
         inside.add(WORKER, {
             "Metrics": metrics_method(WORKER, REGISTRY), "Refresh": _refresh(runner),
-            "Routes": _routes(runner),
+            "Take": _take(runner, regions, settings),
         })  # fmt: skip
         await inside.start()
         await _warm_up(runner)
@@ -148,15 +153,18 @@ def _refresh(runner: PipelineRunner) -> Method:
     return unary_method(layered(answer, [logging_failures("Refresh"), errors]), "Refresh")
 
 
-def _routes(runner: PipelineRunner) -> Method:
-    """Return a method that takes the routes, and answers with what was counted."""
+def _take(runner: PipelineRunner, regions: Regions, own: GatewaySettings) -> Method:
+    """Return a method that takes routes and settings, and answers with what was counted."""
 
     async def answer(request: Request) -> Reply:
-        snapshot = RouteSnapshot.FromString(request.payload)
+        snapshot = Snapshot.FromString(request.payload)
         runner.router.take([from_proto(route) for route in snapshot.routes])
+        settings = Settings.from_json(snapshot.settings)
+        regions.take(settings.regions, settings.cuda)
+        apply(settings, own.log_level)
         return Reply(pack_figures(runner.router.drain()).SerializeToString())
 
-    return unary_method(layered(answer, [logging_failures("Routes"), errors]), "Routes")
+    return unary_method(layered(answer, [logging_failures("Take"), errors]), "Take")
 
 
 async def _refresh_all(settings: GatewaySettings) -> None:

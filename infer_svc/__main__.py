@@ -8,6 +8,7 @@ from infer_svc.agent import Agent
 from infer_svc.backends.machine import Machine
 from infer_svc.build.builds import Builds
 from infer_svc.catalog import ModelCatalog
+from infer_svc.cuda_memory import open_cuda
 from infer_svc.families import InferMetrics
 from infer_svc.faults import parse_faults
 from infer_svc.service import InferHandler
@@ -16,8 +17,11 @@ from infer_svc.watch import watch
 from mesh import log, telemetry
 from mesh.arena import Lender
 from mesh.host import run_process
+from mesh.item import Handler
+from mesh.oip.regions import Regions
 from mesh.oip.service import NAME as OIP
 from mesh.oip.service import oip_methods
+from mesh.oip.settings import Settings, SettingsOwner, apply
 from mesh.server import Limits
 from mesh.settings import TelemetrySettings, load
 from mesh.stage import Stage
@@ -53,7 +57,10 @@ async def main() -> None:
     limits = Limits(settings.max_items, settings.max_mbytes * 1024**2, settings.max_age_s)
     stage = Stage("mesh.v1.Infer", settings, handler, handler.describe, tracing, limits, lender)
     catalog = ModelCatalog(handler.models, agent, metrics)
-    stage.host.add(OIP, oip_methods(catalog, handler, tracing.tracer))
+    regions = Regions(open_cuda)
+    stage.host.add(
+        OIP, oip_methods(catalog, handler, tracing.tracer, _set_here(settings, regions), regions)
+    )
     lost = asyncio.Event()
     handler.on_lost = lambda _: lost.set()
     handler.on_health = stage.host.set_health
@@ -82,6 +89,20 @@ async def main() -> None:
         task.cancel()
     lender.close()
     tracing.shutdown()
+
+
+def _set_here(settings: InferSettings, regions: Regions) -> dict[str, Handler]:
+    """Return the handlers of settings and shared memory; they end with the process."""
+
+    async def changed(now: Settings) -> None:
+        regions.take(now.regions, now.cuda)
+        apply(now, settings.log_level)
+
+    owner = SettingsOwner(
+        Settings(), changed, settings.log_level, load(TelemetrySettings).ratio,
+        system_memory=settings.client_memory, cuda_memory=settings.client_memory,
+    )  # fmt: skip
+    return owner.handlers()
 
 
 async def _end_when(lost: asyncio.Event, stage: Stage, lender: Lender) -> None:

@@ -55,6 +55,9 @@ class InferSettings(ServiceSettings):
     """Whether full TensorRT may build on a GPU on which models of this process serve already; it
     measures kernels there and slows them down. While nothing is SERVING it always may, and
     TensorRT-RTX builds without a GPU."""
+    client_memory: bool = False
+    """Whether clients of the Open Inference Protocol may name shared memory of this machine, and of
+    a GPU, in place of a tensor's bytes."""
     model_control: Mode = "poll"
     """`poll`: the repository is watched, and new versions are served; `explicit`: only what
     `load_models` names is loaded, and what somebody asks for; `none`: what is loaded at the start

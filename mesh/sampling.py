@@ -17,6 +17,17 @@ from mesh.telemetry import child_of, context_of, is_sampled, rpc_attributes
 
 SAMPLED = TraceFlags.SAMPLED
 _LOW_BITS = TraceIdRatioBased.TRACE_ID_LIMIT
+_overridden: list[int] = []
+"""The bound that somebody has set while the process runs, if one has."""
+
+
+def override_roots(ratio: float | None) -> None:
+    """Let so many of the requests without a trace context be traced, whatever the sampler says.
+
+    Args:
+        ratio: 0 to 1; None: as the sampler says.
+    """
+    _overridden[:] = [] if ratio is None else [round(ratio * (_LOW_BITS + 1))]
 
 
 class Sampling:
@@ -52,7 +63,9 @@ class Sampling:
 
     def _begin(self, target: str) -> bytes:
         trace_id = random.getrandbits(128)
-        if self._bound is None:
+        if _overridden:
+            sampled = trace_id & _LOW_BITS < _overridden[0]
+        elif self._bound is None:
             sampled = self._ask(b"", trace_id, target)
         else:
             sampled = trace_id & _LOW_BITS < self._bound

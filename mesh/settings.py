@@ -13,6 +13,10 @@ from mesh.errors import SettingsError
 S = TypeVar("S", bound=BaseSettings)
 
 
+DEFAULT_RATIO = 0.01
+"""Of requests without a trace context, where `OTEL_TRACES_SAMPLER` is not set."""
+
+
 class TelemetrySettings(BaseSettings):
     """The standard variables that OpenTelemetry's SDK leaves to the program."""
 
@@ -24,6 +28,8 @@ class TelemetrySettings(BaseSettings):
     """No spans leave the process."""
     traces_sampler: str = ""
     """As the SDK takes it; empty: 1 % of the requests that bring no trace context of their own."""
+    traces_sampler_arg: str = ""
+    """Of a sampler by ratio."""
     traces_exporter: str = ""
     """`otlp` or `none`; empty: `otlp` where an endpoint is set."""
     exporter_otlp_endpoint: str = ""
@@ -48,6 +54,23 @@ class TelemetrySettings(BaseSettings):
     def off(self) -> bool:
         """Tell whether no request at all is to have a trace."""
         return self.sdk_disabled or self.traces_sampler.lower() == "always_off"
+
+    @property
+    def ratio(self) -> float:
+        """The share of requests without a trace context that is traced."""
+        name = self.traces_sampler.lower()
+        if self.off or name.endswith("always_off"):
+            return 0.0
+        if not name:
+            return DEFAULT_RATIO
+        return _ratio(self.traces_sampler_arg) if name.endswith("traceidratio") else 1.0
+
+
+def _ratio(text: str) -> float:
+    try:
+        return min(1.0, max(0.0, float(text or 1)))
+    except ValueError:
+        return 1.0  # as the SDK does
 
 
 def _level(name: str) -> str:

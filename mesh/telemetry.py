@@ -30,15 +30,13 @@ from opentelemetry.trace import (
 from opentelemetry.util.types import AttributeValue
 
 import mesh
-from mesh.settings import TelemetrySettings
+from mesh.settings import DEFAULT_RATIO, TelemetrySettings
 from mesh.span_queue import SpanQueue
 from mesh.status import SERVER_FAULTS, code_from_number
 
 MAX_LINKS = 1024
 """A batch span links to every member; the SDK keeps 128 unless told otherwise."""
 
-DEFAULT_RATIO = 0.01
-"""Of requests without a trace context, where `OTEL_TRACES_SAMPLER` is not set."""
 SHUTDOWN_S = 2.0
 """Time for the last spans to leave."""
 EXPORT_EVERY_MS = 500

@@ -12,6 +12,7 @@ from starlette.staticfiles import StaticFiles
 from gateway.rest.answers import failure
 from gateway.rest.generating import generating_routes
 from gateway.rest.inference import inference_routes, unknown_route
+from gateway.rest.settings import settings_routes
 from gateway.rest.typed import typed_routes
 from gateway.service import MeshService
 from mesh import __version__
@@ -32,6 +33,7 @@ def make_app(service: MeshService, oip: OipService, most_bytes: int) -> FastAPI:
     """
     app = FastAPI(title="trtmesh", version=__version__, docs_url=None, redoc_url=None)
     app.include_router(inference_routes(oip, most_bytes))
+    app.include_router(settings_routes(oip, most_bytes))
     app.include_router(
         generating_routes(service.handlers["Generate"], service.generating, most_bytes)
     )

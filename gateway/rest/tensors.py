@@ -12,6 +12,7 @@ from tritonclient.grpc import service_pb2 as oip
 
 from gateway.rest.schema import Inference, Input, Parameters
 from mesh.errors import InvalidInput
+from mesh.oip.regions import REGION
 from mesh.tensor import NUMPY_DTYPES
 from mesh.validation import faults
 
@@ -104,7 +105,9 @@ def answer_of(response: Any, wishes: Wishes) -> tuple[bytes, int | None]:
         told: dict[str, Any] = {
             "name": output.name, "datatype": output.datatype, "shape": list(output.shape),
         }  # fmt: skip
-        if wishes.is_binary(output.name):
+        if REGION in output.parameters:
+            told["parameters"] = _told_parameters(output.parameters)
+        elif wishes.is_binary(output.name):
             told["parameters"] = {SIZE: len(raw)}
             behind.append(raw)
         else:
@@ -116,13 +119,17 @@ def answer_of(response: Any, wishes: Wishes) -> tuple[bytes, int | None]:
     if response.id:
         head["id"] = response.id
     if response.parameters:
-        head["parameters"] = {
-            name: getattr(value, value.WhichOneof("parameter_choice"))
-            for name, value in response.parameters.items()
-        }
+        head["parameters"] = _told_parameters(response.parameters)
     head["outputs"] = outputs
     text = json.dumps(head, separators=(",", ":")).encode()
     return b"".join([text, *behind]), len(text) if behind else None
+
+
+def _told_parameters(parameters: Any) -> dict[str, Any]:
+    return {
+        name: getattr(value, value.WhichOneof("parameter_choice"))
+        for name, value in parameters.items()
+    }
 
 
 def _header_length(header: str | None, size: int) -> int:

@@ -18,6 +18,7 @@ from gateway.scrape import WORKER
 from mesh.errors import InvalidInput, MeshError, NotFound, SettingsError
 from mesh.item import Handler, Request
 from mesh.messages import message_handler
+from mesh.oip.settings import Settings
 from mesh.unary import ask
 from protos.mesh.v1 import routes_pb2
 
@@ -46,6 +47,8 @@ class RouteController:
         self._file_seen: tuple[int, int] | None = None
         self._from_file: set[str] = set()
         self._changing = asyncio.Lock()
+        self.settings = Settings()
+        """Pushed along."""
 
     async def run(self) -> None:
         """Push routes, collect figures and judge canaries, until cancelled."""
@@ -61,8 +64,16 @@ class RouteController:
         async with self._changing:
             self._read_file()
             await self._push()
-            for route in list(self._routes.values()):
+            before = dict(self._routes)
+            for route in before.values():
                 self._judge(route)
+            if self._routes != before:
+                await self._push()
+
+    async def push(self) -> None:
+        """Return once every data worker has the routes and settings that there are now."""
+        async with self._changing:
+            await self._push()
 
     async def set(self, message: routes_pb2.SetRouteRequest) -> routes_pb2.RoutesResponse:
         """Change a route; answered once every data worker has it.
@@ -115,10 +126,11 @@ class RouteController:
 
     async def _push(self) -> None:
         """Give each data worker the routes, and take what it has counted."""
-        snapshot = routes_pb2.RouteSnapshot(routes=[r.to_proto() for r in self._routes.values()])
+        routes = [route.to_proto() for route in self._routes.values()]
+        snapshot = routes_pb2.Snapshot(routes=routes, settings=self.settings.to_json())
         message = snapshot.SerializeToString()
         answers = await asyncio.gather(
-            *(ask(at, f"{WORKER}/Routes", message, PUSH_S) for at in self._workers),
+            *(ask(at, f"{WORKER}/Take", message, PUSH_S) for at in self._workers),
             return_exceptions=True,
         )
         figures = []

@@ -1,7 +1,4 @@
-"""`inference.GRPCInferenceService`: models for clients of Triton and KServe.
-
-What Triton has beside and this has not yet (shared memory, settings) is answered UNIMPLEMENTED.
-"""
+"""`inference.GRPCInferenceService`: models for clients of Triton and KServe."""
 
 import asyncio
 import json
@@ -22,6 +19,7 @@ from mesh.item import Handler, Layer, Reply, Request
 from mesh.layers import errors, logging_failures, stack, standard_layers
 from mesh.messages import message_handler
 from mesh.oip.catalog import Catalog, Model
+from mesh.oip.regions import Regions
 from mesh.oip.tensors import check_outputs, fill_outputs, inputs_of, items_of, joined, metadata
 from mesh.status import to_status
 from mesh.tensor import TensorSpec
@@ -29,10 +27,17 @@ from mesh.unary import request_of, unary_method
 from protos.mesh.v1.tensor_pb2 import Tensors
 
 NAME = "inference.GRPCInferenceService"
+SETTINGS = (
+    "LogSettings", "TraceSetting",
+    *(f"{kind}SharedMemory{action}" for kind in ("System", "Cuda")
+      for action in ("Status", "Register", "Unregister")),
+)  # fmt: skip
+"""Methods about settings and shared memory."""
 SERVER = "trtmesh"
 EXTENSIONS = (
     "classification", "model_repository", "model_repository(unload_dependents)", "schedule_policy",
-    "model_configuration", "binary_tensor_data", "parameters", "statistics",
+    "model_configuration", "system_shared_memory", "cuda_shared_memory", "binary_tensor_data",
+    "parameters", "statistics", "trace", "logging",
 )  # fmt: skip
 """As Triton names them."""
 FINAL = "triton_final_response"
@@ -55,11 +60,20 @@ class OipService:
         catalog: of the models.
         item: runs one item, with the layers of every item.
         layers: returns those of a call, given the method's full name.
+        settings: handlers of the calls about settings and shared memory, by method.
+        regions: shared memory that is registered.
     """
 
     def __init__(
-        self, catalog: Catalog, item: Handler, layers: Callable[[str], list[Layer]]
+        self,
+        catalog: Catalog,
+        item: Handler,
+        layers: Callable[[str], list[Layer]],
+        settings: Mapping[str, Handler],
+        regions: Regions,
     ) -> None:
+        self._settings = settings
+        self.regions = regions
         self._catalog = catalog
         self._item = item
         self._call_layers = layers
@@ -96,9 +110,10 @@ class OipService:
             "RepositoryModelUnload": (oip.RepositoryModelUnloadRequest, self._unload),
         }
         infer = message_handler(oip.ModelInferRequest, self._model_infer)
+        handlers = {name: message_handler(kind, answer) for name, (kind, answer) in plain.items()}
         return {
-            name: stack(message_handler(kind, answer), [logging_failures(f"{NAME}/{name}"), errors])
-            for name, (kind, answer) in plain.items()
+            name: stack(handler, [logging_failures(f"{NAME}/{name}"), errors])
+            for name, handler in (handlers | dict(self._settings)).items()
         } | {"ModelInfer": stack(infer, self._layers("ModelInfer"))}
 
     def _layers(self, name: str) -> list[Layer]:
@@ -167,7 +182,7 @@ class OipService:
         """Run a request; a failure of one of its items is its failure."""
         model = self._catalog.find(message.model_name, message.model_version)
         check_outputs(message, [spec.name for spec in model.outputs])
-        tensors = inputs_of(message)
+        tensors = inputs_of(message, self.regions)
         if model.splits:
             items = items_of(tensors, model.inputs[0])
         else:
@@ -184,7 +199,8 @@ class OipService:
 
         replies = await self._run(list(map(request, items)))
         response = _response(message, model, replies[0].version)
-        fill_outputs(response, message, joined([reply.payload for reply in replies]))
+        outputs = joined([reply.payload for reply in replies])
+        fill_outputs(response, message, outputs, self.regions)
         return response
 
     async def _run(self, requests: list[Request]) -> list[Reply]:
@@ -242,7 +258,7 @@ class OipService:
 
             def emit(reply: Reply) -> None:
                 piece = _response(given, model, reply.version)
-                fill_outputs(piece, ALL, joined([reply.payload]))
+                fill_outputs(piece, ALL, joined([reply.payload]), self.regions)
                 piece.parameters[FINAL].bool_param = False
                 answer.put_nowait(oip.ModelStreamInferResponse(infer_response=piece))
 
@@ -272,10 +288,20 @@ def _leave_out_text(last: Any) -> None:
             last.raw_output_contents[index] = bytes(4)  # one element, of no bytes
 
 
-def oip_methods(catalog: Catalog, item: Handler, tracer: Tracer) -> Methods:
+def oip_methods(
+    catalog: Catalog,
+    item: Handler,
+    tracer: Tracer,
+    settings: Mapping[str, Handler],
+    regions: Regions,
+) -> Methods:
     """Return the protocol's methods of a stage, with the layers that its items have."""
     handler = stack(item, [errors])
-    return OipService(catalog, handler, lambda name: standard_layers(tracer, name)).methods()
+
+    def layers(name: str) -> list[Layer]:
+        return standard_layers(tracer, name)
+
+    return OipService(catalog, handler, layers, settings, regions).methods()
 
 
 def load_parameters(message: Any, parameters: Mapping[str, Any]) -> None:

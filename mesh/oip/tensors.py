@@ -13,6 +13,7 @@ from tritonclient.grpc import service_pb2 as oip
 
 from mesh.errors import InvalidInput
 from mesh.messages import MOST_ITEMS
+from mesh.oip.regions import OFFSET, REGION, SIZE, Regions
 from mesh.tensor import MAX_DIMS, NUMPY_DTYPES, TensorSpec
 from protos.mesh.v1.tensor_pb2 import Tensor, Tensors
 
@@ -23,28 +24,37 @@ TYPED = {
     "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
 }  # fmt: skip
 """Fields of typed contents; other types come raw only."""
-REGION = "shared_memory_region"
 CLASSIFICATION = "classification"
 
 
-def inputs_of(request: Any) -> list[Tensor]:
+def inputs_of(request: Any, regions: Regions) -> list[Tensor]:
     """Return the inputs of a `ModelInferRequest`.
+
+    Args:
+        request: with the inputs in it, or in shared memory.
+        regions: that are registered.
 
     Raises:
         InvalidInput: contents are missing, come twice, or do not fit dtype and shape.
     """
-    raw = request.raw_input_contents
-    if raw and len(raw) != len(request.inputs):
+    raw = iter(request.raw_input_contents)
+    sent = [given for given in request.inputs if REGION not in given.parameters]
+    count = len(request.raw_input_contents)
+    if count and count != len(sent):
         raise InvalidInput(
-            f"{len(raw)} raw_input_contents came for {len(request.inputs)} inputs, wanted one for "
-            "each, in their order"
+            f"{count} raw_input_contents came for {len(sent)} inputs, wanted one for each that is "
+            "not in shared memory, in their order"
         )
     names = [given.name for given in request.inputs]
     if len(set(names)) < len(names):
         raise InvalidInput(f"inputs {names} came, wanted each name once")
-    return [
-        _input(given, raw[index] if raw else None) for index, given in enumerate(request.inputs)
-    ]
+    found = []
+    for given in request.inputs:
+        if REGION in given.parameters:
+            found.append(_input(given, regions.read(given.parameters, f"input {given.name!r}")))
+        else:
+            found.append(_input(given, next(raw) if count else None))
+    return found
 
 
 def items_of(tensors: Sequence[Tensor], spec: TensorSpec) -> list[bytes]:
@@ -115,7 +125,7 @@ def joined(payloads: Sequence[bytes]) -> list[Tensor]:
     return found
 
 
-def fill_outputs(response: Any, request: Any, tensors: Iterable[Tensor]) -> None:
+def fill_outputs(response: Any, request: Any, tensors: Iterable[Tensor], regions: Regions) -> None:
     """Add outputs to a `ModelInferResponse`: those that the request names, or all.
 
     Raises:
@@ -126,13 +136,19 @@ def fill_outputs(response: Any, request: Any, tensors: Iterable[Tensor]) -> None
     wanted = {output.name: output.parameters for output in request.outputs} or dict.fromkeys(made)
     for name, parameters in wanted.items():
         tensor = made[name]
-        if parameters and REGION in parameters:
-            raise InvalidInput(f"output {name!r}: shared memory cannot be used here; leave it out")
         count = parameters[CLASSIFICATION].int64_param if parameters else 0
         if count:
             tensor = _classes(tensor, count)
-        response.outputs.add(name=name, datatype=tensor.dtype, shape=tensor.shape)
-        response.raw_output_contents.append(tensor.raw)
+        told = response.outputs.add(name=name, datatype=tensor.dtype, shape=tensor.shape)
+        if parameters and REGION in parameters:
+            regions.write(parameters, tensor.raw, f"output {name!r}")
+            told.parameters[REGION].string_param = parameters[REGION].string_param
+            told.parameters[SIZE].int64_param = len(tensor.raw)
+            if parameters[OFFSET].int64_param:
+                told.parameters[OFFSET].int64_param = parameters[OFFSET].int64_param
+            response.raw_output_contents.append(b"")
+        else:
+            response.raw_output_contents.append(tensor.raw)
 
 
 def check_outputs(request: Any, names: Iterable[str]) -> None:
@@ -164,8 +180,6 @@ def _input(given: Any, raw: bytes | None) -> Tensor:
             f"input {name!r} has {len(given.shape)} dimensions, the first {list(given.shape[:8])}; "
             f"wanted at most {MAX_DIMS}, sizes from 0"
         )
-    if REGION in given.parameters:
-        raise InvalidInput(f"input {name!r}: shared memory cannot be used here; send its contents")
     typed = given.HasField("contents") and given.contents.ByteSize() > 0
     if raw is not None and typed:
         raise InvalidInput(f"input {name!r} has raw and typed contents, wanted one of them")

@@ -1,12 +1,15 @@
 """Triton's clients against a mesh, unchanged."""
 
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, serialize_byte_tensor, shared_memory
 
 from mesh.tensor import bytes_tensor
-from tests.e2e.conftest import Mesh
+from tests.e2e.conftest import Mesh, start_mesh, stop_mesh
 from tests.e2e.test_answers import DIGIT, PAGE
 
 
@@ -64,7 +67,41 @@ def test_error_has_tritons_form_and_the_next_request_is_answered(
 ) -> None:
     with pytest.raises(InferenceServerException, match="no image"):
         client.infer("digits-classify", [given("image", b"no image")])
-    with pytest.raises(InferenceServerException) as caught:
-        client.get_trace_settings()
-    assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
     assert client.infer("digits-classify", [given("image", DIGIT.read_bytes())]) is not None
+
+
+def test_settings_hold_in_every_process(tmp_path: Path) -> None:
+    mesh = start_mesh(
+        tmp_path / "log", "--workers", "gateway=2", GATEWAY_CLIENT_MEMORY="true",
+        OTEL_TRACES_SAMPLER="always_off",
+    )  # fmt: skip
+    handle = shared_memory.create_shared_memory_region("page", "/test-page", 64)
+    try:
+        text = bytes_tensor(b"Guten Morgen")
+        shared_memory.set_shared_memory_region(handle, [serialize_byte_tensor(text)])
+        size = len(serialize_byte_tensor(text).item())
+        own = [("grpc.use_local_subchannel_pool", 1)]  # a connection has one data worker
+        client = triton.InferenceServerClient(mesh.gateway, channel_args=own)
+        client.register_system_shared_memory("page", "/test-page", 64)
+        client.update_log_settings({"log_verbose_level": 1})
+        client.update_trace_settings(settings={"trace_rate": "1"})
+        for _ in range(8):
+            other = triton.InferenceServerClient(mesh.gateway, channel_args=own)
+            assert other.get_system_shared_memory_status().regions["page"].byte_size == 64
+            given = triton.InferInput("text", [1], "BYTES")
+            given.set_shared_memory("page", size)
+            result = other.infer("language", [given])
+            assert result.as_numpy("labels")[0, 0] == b"German"
+            other.close()
+        client.unregister_system_shared_memory("page")
+        with pytest.raises(InferenceServerException, match="not registered"):
+            client.infer("language", [given])
+        client.close()
+        end = time.monotonic() + 10
+        while not mesh.cli("trace").stdout.startswith("trace "):
+            assert time.monotonic() < end
+            time.sleep(0.3)
+    finally:
+        shared_memory.destroy_shared_memory_region(handle)
+        assert stop_mesh(mesh) == 0
+    assert '"level": "debug"' in mesh.log.read_text()

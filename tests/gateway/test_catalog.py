@@ -21,6 +21,7 @@ from mesh import __version__
 from mesh.errors import EngineError, MeshError, NotFound, Overloaded, Refused
 from mesh.item import Reply, Request
 from mesh.layers import errors, stack, standard_layers
+from mesh.oip.regions import Regions
 from mesh.oip.service import NAME, OipService
 from mesh.status import to_status
 from mesh.tensor import bytes_tensor, pack, unpack
@@ -60,6 +61,8 @@ async def serving(
         PipelineCatalog(runner, runner.refresh),
         stack(runner, [errors]),
         lambda method: standard_layers(tracer, method),
+        {},
+        Regions(),
     )
     server = grpc.aio.server()
     server.add_generic_rpc_handlers(

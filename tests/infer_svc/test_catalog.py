@@ -20,6 +20,7 @@ from infer_svc.catalog import ModelCatalog
 from infer_svc.families import InferMetrics
 from infer_svc.service import InferHandler
 from mesh.arena import Lender
+from mesh.oip.regions import Regions
 from mesh.oip.service import NAME, oip_methods
 from tests.infer_svc.graphs import write_model
 from tests.infer_svc.test_models import ALL, DYNAMIC, STEPS, put, times
@@ -33,7 +34,8 @@ async def listening(root: Path, mode: Mode = "explicit") -> AsyncIterator[str]:
     agent = Agent(handler.models, root, mode)
     await handler.load()
     server = grpc.aio.server()
-    methods = oip_methods(ModelCatalog(handler.models, agent, metrics), handler, NoOpTracer())
+    catalog = ModelCatalog(handler.models, agent, metrics)
+    methods = oip_methods(catalog, handler, NoOpTracer(), {}, Regions())
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAME, methods),))
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()

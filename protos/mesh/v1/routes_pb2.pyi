@@ -104,11 +104,13 @@ class RouteChange(_message.Message):
     what: str
     def __init__(self, time: _Optional[float] = ..., pipeline: _Optional[str] = ..., by: _Optional[str] = ..., what: _Optional[str] = ...) -> None: ...
 
-class RouteSnapshot(_message.Message):
-    __slots__ = ("routes",)
+class Snapshot(_message.Message):
+    __slots__ = ("routes", "settings")
     ROUTES_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
     routes: _containers.RepeatedCompositeFieldContainer[Route]
-    def __init__(self, routes: _Optional[_Iterable[_Union[Route, _Mapping]]] = ...) -> None: ...
+    settings: str
+    def __init__(self, routes: _Optional[_Iterable[_Union[Route, _Mapping]]] = ..., settings: _Optional[str] = ...) -> None: ...
 
 class RouteFigures(_message.Message):
     __slots__ = ("arms",)

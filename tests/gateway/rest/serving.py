@@ -13,6 +13,8 @@ from gateway.rest.server import HttpServer
 from gateway.runner import PipelineRunner
 from gateway.service import CONTROL, MeshService
 from mesh.item import Reply, Request
+from mesh.oip.regions import Regions
+from mesh.oip.settings import Settings, SettingsOwner
 from mesh.port import free_ports
 from mesh.server import Limits
 from mesh.tensor import TensorSpec
@@ -69,7 +71,14 @@ async def application(folder: Path, mesh: FakeMesh, **pipelines: str) -> AsyncIt
     runner = PipelineRunner(repository(folder, **pipelines), mesh.stages)
     await runner.check()
     service = MeshService(runner, spans.tracer, Limits(), dict.fromkeys(CONTROL, _unused))
-    app = make_app(service, service.oip(runner.refresh), MOST_BYTES)
+    regions = Regions()
+
+    async def changed(settings: Settings) -> None:
+        regions.take(settings.regions, settings.cuda)
+
+    owner = SettingsOwner(Settings(), changed, "INFO", 0.01, system_memory=True)
+    protocol = service.oip(runner.refresh, owner.handlers(), regions)
+    app = make_app(service, protocol, MOST_BYTES)
     address = f"127.0.0.1:{free_ports(1)[0]}"
     server = HttpServer(app, address)
     await server.start()

@@ -28,14 +28,14 @@ class Worker:
         self.routes: dict[str, Route] = {}
         self.figures: dict[Key, Figures] = {}
         self.server = grpc.aio.server()
-        method = unary_method(errors(self._take), "Routes")
+        method = unary_method(errors(self._take), "Take")
         self.server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(WORKER, {"Routes": method}),)
+            (grpc.method_handlers_generic_handler(WORKER, {"Take": method}),)
         )
         self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
 
     async def _take(self, request: Request) -> Reply:
-        snapshot = routes_pb2.RouteSnapshot.FromString(request.payload)
+        snapshot = routes_pb2.Snapshot.FromString(request.payload)
         self.routes = {route.pipeline: from_proto(route) for route in snapshot.routes}
         found, self.figures = self.figures, {}
         return Reply(pack_figures(found).SerializeToString())

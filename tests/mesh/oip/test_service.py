@@ -15,6 +15,7 @@ from tritonclient.utils import InferenceServerException
 from mesh.errors import NotFound
 from mesh.item import Reply, Request
 from mesh.oip.catalog import Entry, Model
+from mesh.oip.regions import Regions
 from mesh.oip.service import NAME, SWAPS, oip_methods
 from mesh.tensor import TensorSpec, bytes_tensor, pack, unpack
 
@@ -71,7 +72,7 @@ class Fake:
 async def served() -> AsyncIterator[tuple[InferenceServerClient, Fake]]:
     fake = Fake()
     server = grpc.aio.server()
-    methods = oip_methods(fake, fake.answer, NoOpTracer())
+    methods = oip_methods(fake, fake.answer, NoOpTracer(), {}, Regions())
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAME, methods),))
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()

@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc import service_pb2 as oip
 
-from mesh.errors import InvalidInput
+from mesh.errors import InvalidInput, NotFound
+from mesh.oip.regions import Regions
 from mesh.oip.tensors import TYPED, fill_outputs, inputs_of, items_of, joined
 from mesh.tensor import NUMPY_DTYPES, TensorSpec, bytes_tensor, from_proto, pack, to_proto
 from protos.mesh.v1.tensor_pb2 import Tensors
 
 TEXT = TensorSpec("text", "BYTES", (1,))
+NONE = Regions()
 
 
 def raw_request(**arrays: NDArray[Any]) -> Any:
@@ -38,7 +40,7 @@ def typed_request(dtype: str, shape: Sequence[int], **contents: list[Any]) -> An
 
 
 def arrays_of(request: Any) -> dict[str, Any]:
-    return from_proto(Tensors(tensors=inputs_of(request)))
+    return from_proto(Tensors(tensors=inputs_of(request, NONE)))
 
 
 @pytest.mark.parametrize("dtype", sorted(NUMPY_DTYPES.keys() - {"BYTES"}))
@@ -78,7 +80,7 @@ def test_typed_contents_are_the_elements(dtype: str, field: str) -> None:
 )
 def test_bad_contents_are_named(request_: Any, match: str) -> None:
     with pytest.raises(InvalidInput, match=match):
-        inputs_of(request_)
+        inputs_of(request_, NONE)
 
 
 @pytest.mark.parametrize(
@@ -98,30 +100,33 @@ def test_contents_that_do_not_fit_the_inputs_are_named() -> None:
     request = raw_request(x=np.zeros((2, 2), np.float32))
     request.raw_input_contents.append(b"")
     with pytest.raises(InvalidInput, match="2 raw_input_contents came for 1 inputs"):
-        inputs_of(request)
+        inputs_of(request, NONE)
     del request.raw_input_contents[1]
     request.raw_input_contents[0] = b"123"
     with pytest.raises(InvalidInput, match=r"has 3 bytes, FP32\[2, 2\] has 16"):
-        inputs_of(request)
+        inputs_of(request, NONE)
     request = raw_request(x=np.zeros(1, np.float32))
     request.inputs[0].contents.fp32_contents.append(1)
     with pytest.raises(InvalidInput, match="raw and typed"):
-        inputs_of(request)
+        inputs_of(request, NONE)
     request = raw_request(x=np.zeros(1, np.float32))
     request.inputs.add().CopyFrom(request.inputs[0])
     request.raw_input_contents.append(request.raw_input_contents[0])
     with pytest.raises(InvalidInput, match="each name once"):
-        inputs_of(request)
+        inputs_of(request, NONE)
     request = raw_request(x=np.zeros(1, np.float32))
     request.inputs[0].parameters["shared_memory_region"].string_param = "r"
-    with pytest.raises(InvalidInput, match="shared memory cannot be used"):
-        inputs_of(request)
+    with pytest.raises(InvalidInput, match="1 raw_input_contents came for 0 inputs"):
+        inputs_of(request, NONE)
+    del request.raw_input_contents[:]
+    with pytest.raises(NotFound, match="names the region 'r', which is not registered"):
+        inputs_of(request, NONE)
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 1), (1, 3)])
 def test_each_text_is_an_item(shape: tuple[int, ...]) -> None:
     array = bytes_tensor(b"one", b"", b"three").reshape(shape)
-    items = items_of(inputs_of(raw_request(text=array)), TEXT)
+    items = items_of(inputs_of(raw_request(text=array), NONE), TEXT)
     found = [from_proto(Tensors.FromString(item))["text"] for item in items]
     assert [text.tolist() for text in found] == [[b"one"], [b""], [b"three"]]
 
@@ -138,18 +143,18 @@ def test_each_text_is_an_item(shape: tuple[int, ...]) -> None:
 )
 def test_other_tensors_are_no_items(request_: Any, match: str) -> None:
     with pytest.raises(InvalidInput, match=match):
-        items_of(inputs_of(request_), TEXT)
+        items_of(inputs_of(request_, NONE), TEXT)
 
 
 def test_elements_that_are_cut_off_or_too_many_are_named() -> None:
     request = raw_request(text=bytes_tensor(b"abc", b"de"))
     request.raw_input_contents[0] = request.raw_input_contents[0][:-1]
     with pytest.raises(InvalidInput, match="ends within element 1"):
-        items_of(inputs_of(request), TEXT)
+        items_of(inputs_of(request, NONE), TEXT)
     request = raw_request(text=bytes_tensor(b"abc", b"de"))
     request.inputs[0].shape[:] = [3]
     with pytest.raises(InvalidInput, match="has 2 elements"):
-        items_of(inputs_of(request), TEXT)
+        items_of(inputs_of(request, NONE), TEXT)
 
 
 def test_answers_of_several_items_are_one_batch() -> None:
@@ -167,7 +172,7 @@ def test_answers_of_several_items_are_one_batch() -> None:
 def answered(outputs: list[InferRequestedOutput], **arrays: NDArray[Any]) -> Any:
     request = oip.ModelInferRequest(outputs=[output._get_tensor() for output in outputs])
     response = oip.ModelInferResponse()
-    fill_outputs(response, request, to_proto(arrays).tensors)
+    fill_outputs(response, request, to_proto(arrays).tensors, NONE)
     return response
 
 
