@@ -4,6 +4,7 @@ import asyncio
 
 from prometheus_client import REGISTRY
 
+from gateway.idempotency import Calls
 from gateway.routing.controller import RouteController, route_handlers
 from gateway.routing.store import RouteStore
 from gateway.scrape import Scrape
@@ -46,7 +47,7 @@ async def main() -> None:
     shared = _shared(settings, routes)
     stages = [Directory(targets, name) for name, targets in settings.targets()]
     loop = asyncio.get_running_loop()
-    calls = {"GetTrace": trace_handler(store), **route_handlers(routes)}
+    calls = {"GetTrace": trace_handler(store), **route_handlers(routes), **Calls().handlers()}
     host.add(NAME, {
         name: unary_method(stack(handler, [logging_failures(f"{NAME}/{name}"), errors]), name)
         for name, handler in calls.items()

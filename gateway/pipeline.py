@@ -53,6 +53,9 @@ class PipelineConfig(BaseModel):
     """Name of a model in the repository."""
     postprocess: OpConfig | None = None
     """None: answers are the model's outputs."""
+    cache_mbytes: float = Field(default=0.0, ge=0)
+    """Megabytes of answers that each data worker keeps, to give them again for the same request and
+    version; 0: none. Not for `generate`."""
     deadline_s: float = Field(default=10.0, gt=0)
     """Longest time for a request; a caller's own shorter deadline wins."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from opentelemetry.trace import NoOpTracer, Tracer
 
+from gateway.cache import ResponseCache, key_of
 from gateway.generation import Generations
 from gateway.pipeline import (
     GENERATE,
@@ -39,6 +40,7 @@ NO_TRACER = NoOpTracer()
 HEALTH_EVERY_S = 0.2
 ALONE = ".model"
 """Ends the name of a model that a pipeline has the name of."""
+MEGABYTE = 1_000_000
 RETRY_EVERY = 25
 """Health rounds after which a pipeline that is not served is looked at again."""
 
@@ -64,6 +66,9 @@ class PipelineRunner:
         self._models: dict[str, PipelineConfig | MeshError] = {}
         self.stages = stages
         self.router = Router()
+        self._caches: dict[str, ResponseCache] = {}
+        self._checked: list[tuple[Link, int]] = []
+        """Replicas of infer, and what they had, when they were asked last."""
         self._served: dict[str, Pipeline] = {}
         self._refused: dict[str, MeshError] = {}
         self._generations = Generations(stages, tracer)
@@ -76,6 +81,18 @@ class PipelineRunner:
         request.check_deadline()
         if config.task == GENERATE:
             return await self._generations.run(pipeline, request)
+        cache = self._cache(pipeline)
+        if cache is None:
+            return await self._run(pipeline, request)
+        key = key_of(request, version_of(request.target)[1:] or self._version(pipeline))
+        reply = cache.get(key) if self._is_current() else None
+        if reply is None:
+            reply = await self._run(pipeline, request)
+            cache.put(key, reply)
+        return reply
+
+    async def _run(self, pipeline: Pipeline, request: Request) -> Reply:
+        """Run a request through its stages."""
         infer = self.stages.infer
         # Before the picture is decoded: pixels are 10 to 100 times the bytes of a JPEG.
         lease = await infer.reserve(pipeline.model_bytes, request.deadline, request.client)
@@ -97,6 +114,30 @@ class PipelineRunner:
             self.stages.postprocess, request, pipeline.after, reply.payload, context=context
         )
         return Reply(reply.payload, version=version)
+
+    def _cache(self, pipeline: Pipeline) -> ResponseCache | None:
+        """Return the cache of a pipeline; None: it has none, or its answers are being compared."""
+        size = round(pipeline.config.cache_mbytes * MEGABYTE)
+        route = self.router.of(pipeline.name)
+        if not size or (route is not None and (route.canary or route.shadow)):
+            return None
+        cache = self._caches.get(pipeline.name)
+        if cache is None or cache.most_bytes != size:
+            cache = self._caches[pipeline.name] = ResponseCache(pipeline.name, size)
+        return cache
+
+    def _version(self, pipeline: Pipeline) -> str:
+        """Return the version that answers a request which names none."""
+        route = self.router.of(pipeline.name)
+        stable = route.stable if route is not None else ""
+        return stable if stable in pipeline.versions else pipeline.model_version
+
+    def _is_current(self) -> bool:
+        """Tell whether no replica of infer has something new since it was asked what it has."""
+        return self._editions() == self._checked
+
+    def _editions(self) -> list[tuple[Link, int]]:
+        return [(link, link.edition) for link in self.stages.infer.replicas]
 
     async def _infer(
         self, pipeline: Pipeline, request: Request, payload: bytes, lease: Lease
@@ -261,6 +302,7 @@ class PipelineRunner:
         return True
 
     async def _check_all(self) -> None:
+        editions = self._editions()
         await self._find_models()
         for name in self._served.keys() | self._refused.keys():
             if name not in self._configs and name not in self._models:
@@ -268,6 +310,7 @@ class PipelineRunner:
                 self._refused.pop(name, None)
         everything = {**self._models, **self._configs}
         await asyncio.gather(*(self._check(*item) for item in everything.items()))
+        self._checked = editions
 
     async def _find_models(self) -> None:
         """Look which models there are: each is a pipeline of its own, with tensors in and out."""

@@ -11,6 +11,7 @@ from opentelemetry.trace import Tracer
 from gateway.admission import Admission, admitting
 from gateway.answers import TYPED_CALLS, TypedCall, generate_end, generate_parameters, text_of
 from gateway.catalog import PipelineCatalog
+from gateway.idempotency import idempotent
 from gateway.late_trace import LateTraces
 from gateway.metrics import metering, watch_admissions
 from gateway.pipeline import GENERATE
@@ -34,6 +35,8 @@ from protos.mesh.v1.tensor_pb2 import Tensors
 NAME = "mesh.v1.Mesh"
 CONTROL = ("GetTrace", "GetRoutes", "SetRoute")
 """Methods that the control process answers."""
+INSIDE = ("Claim", "Complete")
+"""Of its methods for data workers, those about idempotency keys."""
 TEXTS = (f"{NAME}/Generate", f"{OIP}/ModelStreamInfer")
 """Methods whose answers come bit by bit."""
 
@@ -45,7 +48,7 @@ class MeshService:
         runner: runs one item through a pipeline.
         tracer: of the process.
         limits: of the coalescing streams.
-        control: what the control process answers: `GetTrace`, `GetRoutes` and `SetRoute`.
+        control: what the control process answers, by method: `CONTROL` and `INSIDE`.
         target_s: latency that is kept under overload, by refusing what would take longer; 0: none.
         late: writes traces of requests that were not sampled; None: nobody does.
     """
@@ -93,11 +96,15 @@ class MeshService:
         # Without a span: looking at traces should not make some.
         plain = {
             "ListPipelines": message_handler(mesh_pb2.ListPipelinesRequest, self._list_pipelines),
-            **self._control,
+            **{name: self._control[name] for name in CONTROL},
             "SetRoute": message_handler(routes_pb2.SetRouteRequest, self._set_route),
         }
         return {
-            name: stack(handler, self._layers(f"{NAME}/{name}")) for name, handler in traced.items()
+            name: stack(
+                handler,
+                [*self._layers(f"{NAME}/{name}"), *self._once(f"{NAME}/{name}")],
+            )
+            for name, handler in traced.items()
         } | {
             name: stack(handler, [logging_failures(f"{NAME}/{name}"), errors])
             for name, handler in plain.items()
@@ -121,13 +128,21 @@ class MeshService:
             regions: as for `OipService`.
         """
         catalog = PipelineCatalog(self._runner, refresh)
-        return OipService(catalog, self._item, self._layers, settings, regions)
+
+        def layers(method: str) -> list[Layer]:
+            return [*self._layers(method), *self._once(method)]
+
+        return OipService(catalog, self._item, layers, settings, regions)
 
     def _layers(self, method: str) -> list[Layer]:
         # A text takes its time.
         slow = method not in TEXTS
         late = [self._late.layer(method, slow=slow)] if self._late is not None else []
         return [*late, *standard_layers(self._tracer, method)]
+
+    def _once(self, method: str) -> list[Layer]:
+        """Return what looks for idempotency keys; an answer that comes bit by bit has none."""
+        return [idempotent(self._control, method)] if method not in TEXTS else []
 
     def _typed(self, call: TypedCall) -> Handler:
         async def answer(message: Any, request: Request) -> Message:

@@ -19,7 +19,7 @@ from gateway.routing.figures import pack_figures
 from gateway.routing.routes import from_proto
 from gateway.runner import PipelineRunner
 from gateway.scrape import WORKER
-from gateway.service import CONTROL, NAME, MeshService
+from gateway.service import CONTROL, INSIDE, NAME, MeshService
 from gateway.settings import GatewaySettings
 from mesh import log, telemetry
 from mesh.client import ClientLimits, StageClient
@@ -72,7 +72,7 @@ async def main() -> None:
         late = LateTraces(tracing, slow_s) if slow_s and kept and not otel.off else None
         limits = Limits(settings.max_stream_items)
         target_s = settings.target_ms / 1e3
-        controlled = {name: forward(control, f"{NAME}/{name}") for name in CONTROL}
+        controlled = {name: forward(control, f"{NAME}/{name}") for name in (*CONTROL, *INSIDE)}
         service = MeshService(runner, tracing.tracer, limits, controlled, target_s, late)
         host = _public(settings)
         host.add(NAME, service.methods())

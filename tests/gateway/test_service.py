@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind
 
 from gateway.answers import text_of
+from gateway.idempotency import Calls
 from gateway.late_trace import LateTraces
 from gateway.routing.controller import RouteController, route_handlers
 from gateway.routing.store import RouteStore
@@ -68,8 +69,9 @@ class Gateway:
             f"/{NAME}/{method}", response_deserializer=response.FromString
         )
         payload = request if isinstance(request, bytes) else request.SerializeToString()
+        pairs = tuple((key.replace("_", "-"), value) for key, value in metadata.items())
         try:
-            return await call(payload, timeout=timeout, metadata=tuple(metadata.items()))
+            return await call(payload, timeout=timeout, metadata=pairs)
         except grpc.aio.AioRpcError as err:
             raise from_rpc_error(err) from err
 
@@ -95,7 +97,7 @@ async def rank(request: Request) -> Reply:
 def controlled(store: TraceStore | None, routes: RouteController | None = None) -> Any:
     """Return what a control process answers."""
     routes = routes or RouteController(RouteStore(None), [])
-    return {"GetTrace": trace_handler(store), **route_handlers(routes)}
+    return {"GetTrace": trace_handler(store), **route_handlers(routes), **Calls().handlers()}
 
 
 @asynccontextmanager
@@ -481,3 +483,20 @@ async def test_route_is_compared_with_what_is_served_and_passed_on(gateway: Gate
     )
     assert told.changes[-1].by.startswith("ipv4:127.0.0.1")  # not what the caller says
     assert (await gateway.call("GetRoutes", routes_pb2.GetRoutesRequest())).routes == told.routes
+
+
+async def test_call_with_a_key_is_run_once(gateway: Gateway) -> None:
+    request = mesh_pb2.ClassifyRequest(images=[b"picture"])
+    answers = [await gateway.call("Classify", request, idempotency_key="k1") for _ in range(3)]
+    assert answers[0] == answers[1] == answers[2]
+    assert len(gateway.mesh.infer.requests) == 1
+    await gateway.call("Classify", request)
+    await gateway.call("Classify", request, idempotency_key="k2")
+    assert len(gateway.mesh.infer.requests) == 3
+    other = mesh_pb2.ClassifyRequest(images=[b"another"])
+    with pytest.raises(InvalidInput, match="'k1' came with another call before"):
+        await gateway.call("Classify", other, idempotency_key="k1")
+    bad = mesh_pb2.ClassifyRequest(images=[b"bad"])
+    for _ in range(2):  # what failed is tried again
+        with pytest.raises(InvalidInput, match="is bad"):
+            await gateway.call("Classify", bad, idempotency_key="k3")

@@ -142,3 +142,37 @@ class ArmFigures(_message.Message):
     same: int
     seconds: _containers.ScalarMap[int, int]
     def __init__(self, pipeline: _Optional[str] = ..., version: _Optional[str] = ..., arm: _Optional[str] = ..., requests: _Optional[int] = ..., errors: _Optional[int] = ..., same: _Optional[int] = ..., seconds: _Optional[_Mapping[int, int]] = ...) -> None: ...
+
+class ClaimRequest(_message.Message):
+    __slots__ = ("key", "digest", "lease_s")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    LEASE_S_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    digest: bytes
+    lease_s: float
+    def __init__(self, key: _Optional[str] = ..., digest: _Optional[bytes] = ..., lease_s: _Optional[float] = ...) -> None: ...
+
+class ClaimResponse(_message.Message):
+    __slots__ = ("run", "reply")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    REPLY_FIELD_NUMBER: _ClassVar[int]
+    run: bool
+    reply: bytes
+    def __init__(self, run: _Optional[bool] = ..., reply: _Optional[bytes] = ...) -> None: ...
+
+class CompleteRequest(_message.Message):
+    __slots__ = ("key", "digest", "reply", "failed")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    REPLY_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    digest: bytes
+    reply: bytes
+    failed: bool
+    def __init__(self, key: _Optional[str] = ..., digest: _Optional[bytes] = ..., reply: _Optional[bytes] = ..., failed: _Optional[bool] = ...) -> None: ...
+
+class CompleteResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 
+from gateway.idempotency import Calls
 from gateway.rest.app import make_app
 from gateway.rest.server import HttpServer
 from gateway.runner import PipelineRunner
@@ -70,7 +71,9 @@ async def application(folder: Path, mesh: FakeMesh, **pipelines: str) -> AsyncIt
     spans = Spans()
     runner = PipelineRunner(repository(folder, **pipelines), mesh.stages)
     await runner.check()
-    service = MeshService(runner, spans.tracer, Limits(), dict.fromkeys(CONTROL, _unused))
+    service = MeshService(
+        runner, spans.tracer, Limits(), {**dict.fromkeys(CONTROL, _unused), **Calls().handlers()}
+    )
     regions = Regions()
 
     async def changed(settings: Settings) -> None:
