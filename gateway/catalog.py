@@ -65,6 +65,7 @@ class PipelineCatalog:
             target=f"{name}/{version}" if version else name,
             splits=pipeline.before is not None,
             decoupled=pipeline.config.task == GENERATE,
+            labels=pipeline.labels,
         )
 
     def serves(self, model: Model) -> bool:

@@ -1,7 +1,7 @@
 """A pipeline is data: an op, a model, an op; compared with the stages before it serves."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -78,6 +78,8 @@ class Pipeline:
     """What a request brings."""
     outputs: tuple[TensorSpec, ...]
     """What an answer has."""
+    labels: Mapping[str, Sequence[str]]
+    """Of the classes of the model's outputs, where they are answers."""
     model_bytes: int
     """Credit that a request needs at the infer stage."""
 
@@ -156,9 +158,11 @@ async def check_pipeline(name: str, config: PipelineConfig, stages: Stages) -> P
         outputs = GENERATED if generates else _specs(op.outputs)
     version = model.version
     versions = tuple(model.versions) or (version,)
+    labels = {one.output: tuple(one.names) for one in model.labels if after is None}
     return Pipeline(
-        name, config, version, versions, before, after, inputs, outputs, size or UNKNOWN_BYTES
-    )
+        name, config, version, versions, before, after, inputs, outputs, labels,
+        size or UNKNOWN_BYTES,
+    )  # fmt: skip
 
 
 def _target(config: OpConfig | None) -> Target | None:

@@ -44,6 +44,7 @@ class ModelCatalog:
             outputs=config.outputs,
             target=target,
             decoupled=config.decoupled,
+            labels=dict(config.labels),
         )
 
     def serves(self, model: Model) -> bool:

@@ -227,6 +227,8 @@ class InferHandler:
         spec.outputs.extend(tensor.to_proto() for tensor in config.outputs)
         spec.output_bytes = sum(tensor.row_bytes() for tensor in config.outputs)
         spec.decoupled = config.decoupled
+        for output, names in config.labels:
+            spec.labels.add(output=output, names=names)
         spec.versions.extend(self.models.numbers(config.name))
         return spec
 

@@ -1,7 +1,7 @@
 """What the Open Inference Protocol is answered from: the models of a process, and their life."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mesh.tensor import TensorSpec
@@ -24,6 +24,8 @@ class Model:
     """Of its items."""
     splits: bool = False
     """Its input is one element, a text or a file; a request brings any number."""
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Of the classes of outputs."""
     decoupled: bool = False
     """A request has several replies."""
 

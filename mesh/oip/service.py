@@ -200,7 +200,7 @@ class OipService:
         replies = await self._run(list(map(request, items)))
         response = _response(message, model, replies[0].version)
         outputs = joined([reply.payload for reply in replies])
-        fill_outputs(response, message, outputs, self.regions)
+        fill_outputs(response, message, outputs, self.regions, model.labels)
         return response
 
     async def _run(self, requests: list[Request]) -> list[Reply]:

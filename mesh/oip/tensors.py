@@ -5,7 +5,7 @@ before each element.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ TYPED = {
 }  # fmt: skip
 """Fields of typed contents; other types come raw only."""
 CLASSIFICATION = "classification"
+NO_LABELS: Mapping[str, Sequence[str]] = {}
 
 
 def inputs_of(request: Any, regions: Regions) -> list[Tensor]:
@@ -125,7 +126,13 @@ def joined(payloads: Sequence[bytes]) -> list[Tensor]:
     return found
 
 
-def fill_outputs(response: Any, request: Any, tensors: Iterable[Tensor], regions: Regions) -> None:
+def fill_outputs(
+    response: Any,
+    request: Any,
+    tensors: Iterable[Tensor],
+    regions: Regions,
+    labels: Mapping[str, Sequence[str]] = NO_LABELS,
+) -> None:
     """Add outputs to a `ModelInferResponse`: those that the request names, or all.
 
     Raises:
@@ -138,7 +145,7 @@ def fill_outputs(response: Any, request: Any, tensors: Iterable[Tensor], regions
         tensor = made[name]
         count = parameters[CLASSIFICATION].int64_param if parameters else 0
         if count:
-            tensor = _classes(tensor, count)
+            tensor = _classes(tensor, count, labels.get(name, ()))
         told = response.outputs.add(name=name, datatype=tensor.dtype, shape=tensor.shape)
         if parameters and REGION in parameters:
             regions.write(parameters, tensor.raw, f"output {name!r}")
@@ -216,7 +223,7 @@ def _typed(given: Any) -> bytes:
     return np.array(values, wanted).tobytes()
 
 
-def _classes(tensor: Tensor, count: int) -> Tensor:
+def _classes(tensor: Tensor, count: int, labels: Sequence[str]) -> Tensor:
     """Return the best classes of each row as Triton's classification extension has them."""
     dtype = NUMPY_DTYPES[tensor.dtype]
     if dtype.kind not in "fiu" or not tensor.shape or count < 0:
@@ -227,9 +234,13 @@ def _classes(tensor: Tensor, count: int) -> Tensor:
     rows = np.frombuffer(tensor.raw, dtype).reshape(tensor.shape[0], -1)
     order = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :count]
     texts = [
-        f"{row[index]:f}:{index}".encode()
+        f"{row[index]:f}:{index}{_label(labels, index)}".encode()
         for row, best in zip(rows, order, strict=True)
         for index in best
     ]
     raw = b"".join(len(text).to_bytes(4, "little") + text for text in texts)
     return Tensor(name=tensor.name, dtype="BYTES", shape=[len(rows), order.shape[1]], raw=raw)
+
+
+def _label(labels: Sequence[str], index: int) -> str:
+    return f":{labels[index]}" if index < len(labels) else ""

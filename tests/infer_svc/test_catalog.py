@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from opentelemetry.trace import NoOpTracer
 from prometheus_client import CollectorRegistry
-from tritonclient.grpc import InferInput
+from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
@@ -144,3 +144,19 @@ async def test_mode_none_loads_and_unloads_nothing(tmp_path: Path) -> None:
             with pytest.raises(InferenceServerException, match="set INFER_MODEL_CONTROL"):
                 await ask("m")
         assert await says(client) == [1, 1]
+
+
+async def test_classes_have_the_labels_of_their_file(tmp_path: Path) -> None:
+    text = f"""{DYNAMIC} output [ {{
+        name: "y" data_type: TYPE_FP32 dims: [ 4 ] label_filename: "labels.txt"
+    }} ]"""
+    folder = write_model(tmp_path, "m", times(1), text)
+    (folder / "labels.txt").write_text("zero\none\ntwo\n")
+    async with serving(tmp_path) as client:
+        given = InferInput("x", [1, 4], "FP32")
+        given.set_data_from_numpy(np.array([[0.5, 3, 1, 2]], np.float32))
+        outputs = [InferRequestedOutput("y", class_count=3)]
+        result = await client.infer("m", [given], outputs=outputs)
+        assert result.as_numpy("y").tolist() == [
+            [b"3.000000:1:one", b"2.000000:3", b"1.000000:2:two"]
+        ]

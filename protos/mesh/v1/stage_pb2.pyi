@@ -150,7 +150,7 @@ class DescribeResponse(_message.Message):
     def __init__(self, wire_version: _Optional[int] = ..., service: _Optional[str] = ..., version: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[TargetSpec, _Mapping]]] = ..., worker_ports: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TargetSpec(_message.Message):
-    __slots__ = ("name", "inputs", "outputs", "output_bytes", "status", "version", "decoupled", "versions")
+    __slots__ = ("name", "inputs", "outputs", "output_bytes", "status", "version", "decoupled", "versions", "labels")
     NAME_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -159,6 +159,7 @@ class TargetSpec(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DECOUPLED_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
     name: str
     inputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.TensorSpec]
     outputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.TensorSpec]
@@ -167,7 +168,16 @@ class TargetSpec(_message.Message):
     version: str
     decoupled: bool
     versions: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., output_bytes: _Optional[int] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., version: _Optional[str] = ..., decoupled: _Optional[bool] = ..., versions: _Optional[_Iterable[str]] = ...) -> None: ...
+    labels: _containers.RepeatedCompositeFieldContainer[Labels]
+    def __init__(self, name: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., output_bytes: _Optional[int] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., version: _Optional[str] = ..., decoupled: _Optional[bool] = ..., versions: _Optional[_Iterable[str]] = ..., labels: _Optional[_Iterable[_Union[Labels, _Mapping]]] = ...) -> None: ...
+
+class Labels(_message.Message):
+    __slots__ = ("output", "names")
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    output: str
+    names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, output: _Optional[str] = ..., names: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class MetricsRequest(_message.Message):
     __slots__ = ()
