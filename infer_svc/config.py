@@ -10,6 +10,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 from infer_svc.build.accelerators import recipe_of
 from infer_svc.build.recipe import Recipe
 from infer_svc.fields import demand_known, ignored
+from infer_svc.labels import Labels, labels_of
 from infer_svc.versions import NEWEST_ONE, Policy, policy_of
 from mesh.errors import SettingsError
 from mesh.tensor import NUMPY_DTYPES, TensorSpec
@@ -158,7 +159,7 @@ class ModelConfig:
     """Generations that may be under way. From the parameter `slots`."""
     policy: Policy = NEWEST_ONE
     """Which versions are served. From `version_policy`."""
-    labels: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    labels: Labels = ()
     """Of the classes of outputs. From `label_filename`."""
     ignored: tuple[tuple[str, str], ...] = ()
     """Fields of the file that are not looked at, and why."""
@@ -223,25 +224,9 @@ def _convert(message: triton.ModelConfig, folder: Path) -> ModelConfig:
         decoupled=_decoupled(message),
         slots=_slots(message.parameters[SLOTS_KEY].string_value),
         policy=policy_of(message),
-        labels=_labels(message, folder),
+        labels=labels_of(message, folder),
         ignored=tuple(ignored(message).items()),
     )
-
-
-def _labels(message: triton.ModelConfig, folder: Path) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Return the labels of outputs that have a file of them, one in a line."""
-    found = []
-    for output in message.output:
-        if output.label_filename:
-            path = folder / output.label_filename
-            try:
-                lines = path.read_text(encoding="utf-8").splitlines()
-            except (OSError, UnicodeDecodeError) as err:
-                raise ValueError(
-                    f"label_filename of {output.name!r} cannot be read: {err}"
-                ) from err
-            found.append((output.name, tuple(line.strip() for line in lines)))
-    return tuple(found)
 
 
 def _decoupled(message: triton.ModelConfig) -> bool:

@@ -1,4 +1,4 @@
-"""What each field of Triton's ModelConfig means here; `python -m infer_svc.fields` writes the table.
+"""What each field of Triton's ModelConfig means; `python -m infer_svc.fields` writes the table.
 
 A field that would change answers and is not known is refused, one that only makes a model faster or
 its surroundings different is left out with a warning.
@@ -102,7 +102,7 @@ def table() -> str:
     """Return the table of all fields, in Markdown."""
     lines = [
         "# config.pbtxt, field by field", "",
-        "What a field of Triton's `ModelConfig` means here; what is not in the table is as the field",
+        "What a field of Triton's `ModelConfig` means; what is not in the table is as the field",
         "around it. *Ignored* fields are left out with a warning in the log, *refused* ones are an",
         "error, as answers would be others.", "",
         "| field | | |", "|---|---|---|",

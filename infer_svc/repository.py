@@ -97,8 +97,8 @@ def load_model(folder: Path, machine: Machine, number: int | None = None) -> Mod
             together; the text says which.
     """
     config = read_config(folder)
-    for path, why in config.ignored:
-        log.warning("field ignored", extra={"model": config.name, "field": path, "why": why})
+    for field, why in config.ignored:
+        log.warning("field ignored", extra={"model": config.name, "field": field, "why": why})
     version = version_folder(folder) if number is None else folder / str(number)
     if config.ensemble or config.decoupled:
         return Model(config, int(version.name), (), folder)
