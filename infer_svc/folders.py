@@ -1,11 +1,12 @@
 """What a model's folder has: its versions, and the files that each is made from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from infer_svc.config import read_config
+from infer_svc.config import ModelConfig, read_config
 from infer_svc.versions import versions_of, wanted
 
+CONFIG = "config.pbtxt"
 Files = frozenset[tuple[str, int, int]]
 """Paths, sizes, and when they were changed in nanoseconds."""
 
@@ -20,6 +21,8 @@ class Found:
     """All versions that there are."""
     parts: tuple[str, ...]
     """Models of an ensemble's steps."""
+    config: ModelConfig
+    """As the file says."""
 
 
 def look(folder: Path) -> Found:
@@ -32,7 +35,30 @@ def look(folder: Path) -> Found:
     there = versions_of(folder)
     numbers = wanted(folder, there, config.policy)
     versions = {number: files_of(folder, number) for number in numbers}
-    return Found(versions, frozenset(there), tuple(step.model for step in config.ensemble))
+    parts = tuple(step.model for step in config.ensemble)
+    return Found(versions, frozenset(there), parts, config)
+
+
+def only_lanes(old: ModelConfig, new: ModelConfig) -> int | None:
+    """Return how many lanes there are now, where nothing else of a config has changed.
+
+    None: more has, or it runs in several places.
+    """
+    if replace(old, instances=()) != replace(new, instances=()):
+        return None
+    groups = {
+        tuple(group.gpus or ()) if group.gpus is not None else None for group in new.instances
+    }
+    before = {
+        tuple(group.gpus or ()) if group.gpus is not None else None for group in old.instances
+    }
+    one = groups == before and len(groups) == 1 and len(next(iter(groups)) or (0,)) == 1
+    return sum(group.count for group in new.instances) if one else None
+
+
+def without_config(files: Files) -> Files:
+    """Return files but the config."""
+    return frozenset(one for one in files if one[0] != CONFIG)
 
 
 def all_files(folder: Path) -> Files:

@@ -9,58 +9,23 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from infer_svc.backends.errors import DeviceLost
-from infer_svc.folders import Files, look
+from infer_svc.folders import Files, Found, look, only_lanes, without_config
 from infer_svc.opening import Opener
 from infer_svc.repository import Model
-from infer_svc.served import Served
+from infer_svc.served import Served, resize
+from infer_svc.states import NOWHERE, UNLOADED, Listed, Version, not_served
 from infer_svc.steps import load_order, with_parts
 from mesh.errors import MeshError, NotFound, Refused, StageUnavailable
 
 log = logging.getLogger(__name__)
 
-State = Literal["LOADING", "READY", "UNLOADING", "UNAVAILABLE"]
-"""In Triton's words."""
 DRAIN_S = 60.0
 """Longest wait for what a version runs that is served no more."""
 LOADS = 4
 """Models that are loaded at a time, as Triton's."""
-UNLOADED = "unloaded"
-NOWHERE = 0
-"""Stands for the version of what tells of none."""
-
-
-class Unloaded(StageUnavailable):
-    """Somebody has unloaded it here; another replica may have it."""
-
-
-@dataclass(eq=False)
-class Version:
-    """A version of a model, and how it is."""
-
-    state: State
-    reason: str = ""
-    """Why it is not served."""
-    served: Served | None = None
-    files: Files = frozenset()
-    """That it was loaded from."""
-    kept: BaseException | None = None
-    """What must not be ended any more, as its GPU is lost."""
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A version of a model, as `index` tells of it."""
-
-    name: str
-    version: str
-    """Empty: none is known."""
-    state: State
-    reason: str
 
 
 class Models:
@@ -121,9 +86,9 @@ class Models:
             if found is None:
                 known = sorted(key for key in versions if key != NOWHERE)
                 raise NotFound(f"model {name!r} has no version {number!r}; there are {known}")
-            raise _not_served(f"version {number} of model {name!r}", found)
+            raise not_served(f"version {number} of model {name!r}", found)
         newest = max(versions, key=lambda key: (versions[key].state == "LOADING", key))
-        raise _not_served(f"model {name!r}", versions[newest])
+        raise not_served(f"model {name!r}", versions[newest])
 
     def names(self, *, ready: bool = False) -> list[str]:
         """Return the names of all models, or of those that serve."""
@@ -257,7 +222,10 @@ class Models:
             if known is not None and known.state == "READY" and known.files == files and not anew:
                 continue
             try:
+                if known is not None and not anew and await self._resized(known, found, files):
+                    continue
                 fresh = await self._open(name, folder, number, files)
+                fresh.config = found.config
             except MeshError as err:
                 failed = err
                 continue
@@ -275,6 +243,25 @@ class Models:
         self._publish(name)
         if failed is not None:
             raise failed
+
+    async def _resized(self, version: Version, found: Found, files: Files) -> bool:
+        """Give a version more or fewer lanes, where its config wants just that; tell whether so.
+
+        Raises:
+            MeshError: a lane cannot be opened.
+        """
+        served, config = version.served, version.config
+        if served is None or config is None or served.pool is None:
+            return False
+        lanes = only_lanes(config, found.config)
+        if lanes is None or without_config(version.files) != without_config(files):
+            return False
+        before = served.pool.size
+        await resize(served, lanes)
+        version.files, version.config = files, found.config
+        fields = {"model": found.config.name, "before": before, "lanes": lanes}
+        log.info("lanes changed", extra=fields)
+        return True
 
     async def _open(self, name: str, folder: Path, number: int, files: Files) -> Version:
         versions = self._versions[name]
@@ -384,11 +371,3 @@ class Models:
                     self._retire(version)
                     version.reason = str(err)
             self._publish(name)
-
-
-def _not_served(what: str, version: Version) -> MeshError:
-    if version.state == "LOADING":
-        return StageUnavailable(f"{what} is being loaded; try again in a moment")
-    if version.reason != UNLOADED:
-        return Refused(version.reason)
-    return Unloaded(f"{what} is unloaded; load it, or ask for another")

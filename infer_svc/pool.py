@@ -102,6 +102,35 @@ class LanePool:
             if not self._paused:
                 self.on_free()
 
+    def add(self, lanes: Sequence[Lane]) -> None:
+        """Take more lanes of the same engines into service."""
+        self.lanes = (*self.lanes, *lanes)
+        for lane in lanes:
+            self._service[id(lane.engine)] += 1
+            lane.pass_on = self._pass_on
+            self.give_back(lane)
+
+    async def remove(self, count: int) -> list[Lane]:
+        """Take lanes out of service, each once it is free, and return them to be closed."""
+        loop = asyncio.get_running_loop()
+        gone = []
+        for _ in range(count):
+            lane = await self._next_free(loop)
+            self._service[id(lane.engine)] -= 1
+            self.lanes = tuple(other for other in self.lanes if other is not lane)
+            gone.append(lane)
+        return gone
+
+    async def _next_free(self, loop: asyncio.AbstractEventLoop) -> Lane:
+        free: asyncio.Future[Lane] = loop.create_future()
+
+        def take(lane: Lane) -> None:  # maybe in its thread
+            loop.call_soon_threadsafe(free.set_result, lane)
+
+        self.lend(take)
+        self.serve()
+        return await free
+
     def _pass_on(self, lane: Lane) -> bool:
         """Give a lane to whoever waits for one; called in its thread as well."""
         waiter = self._next_waiter() if not self._paused else None

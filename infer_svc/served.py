@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -113,6 +113,30 @@ def open_lanes(
         for placement in model.placements:
             placement.engine.close()
         raise
+
+
+async def resize(served: Served, lanes: int) -> None:
+    """Give a model with one engine so many lanes, while it serves.
+
+    Raises:
+        EngineError, InvalidInput: a lane cannot be opened; those that there are serve on.
+        DeviceLost: only a new process helps.
+    """
+    pool, model = served.pool, served.model
+    assert pool is not None and len(model.placements) == 1
+    loop, name = asyncio.get_running_loop(), model.config.name
+    if lanes > pool.size:
+        engine = model.placements[0].engine
+
+        def more() -> list[Lane]:
+            made = [_open(f"{name}-{n}", engine, loop) for n in range(pool.size, lanes)]
+            _warm_up(model, made)
+            return made
+
+        pool.add(await asyncio.to_thread(more))
+    for lane in await pool.remove(pool.size - lanes):
+        await asyncio.to_thread(lane.close)
+    served.model = replace(model, placements=(replace(model.placements[0], lanes=lanes),))
 
 
 def rows_of(tensors: Tensors, max_rows: int, name: str) -> int:

@@ -12,11 +12,12 @@ from infer_svc.backends.machine import Machine
 from infer_svc.config import ModelConfig, read_config
 from infer_svc.families import GpuFigures, InferMetrics
 from infer_svc.generation.generator import Generator
-from infer_svc.models import Models, Unloaded
+from infer_svc.models import Models
 from infer_svc.opening import Opener
 from infer_svc.pool import LanePool
 from infer_svc.repository import model_folders, preloaded
 from infer_svc.served import Served, rows_of
+from infer_svc.states import Unloaded
 from infer_svc.steps import follow_parts
 from mesh.arena import ALIGN, Lender
 from mesh.errors import EngineError, MeshError, Refused, SettingsError

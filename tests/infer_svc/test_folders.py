@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from infer_svc.folders import files_of, look
+from infer_svc.config import read_config
+from infer_svc.folders import files_of, look, only_lanes, without_config
 from mesh.errors import SettingsError
 from tests.infer_svc import graphs
 from tests.infer_svc.graphs import write_model
@@ -35,3 +36,33 @@ def test_files_are_those_of_the_version_and_those_that_all_share(tmp_path: Path)
 def test_folder_that_is_no_model_is_told(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="no ModelConfig"):
         look(write_model(tmp_path, "m", graphs.identity(), "max_batch_size: x"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "lanes"),
+    [
+        ("", "instance_group [ { count: 3 } ]", 3),
+        ("instance_group [ { count: 3 } ]", "", 1),
+        ("", "instance_group [ { count: 1 }, { count: 2 } ]", 3),
+        ("", "max_batch_size: 4 instance_group [ { count: 3 } ]", None),
+        ("", "instance_group [ { count: 3 kind: KIND_GPU } ]", None),
+        (
+            "instance_group [ { gpus: [ 0 ] } ]", "instance_group [ { gpus: [ 0 ] count: 2 } ]", 2,
+        ),
+        (
+            "instance_group [ { gpus: [ 0, 1 ] } ]",
+            "instance_group [ { gpus: [ 0, 1 ] count: 2 } ]", None,
+        ),
+    ],
+)  # fmt: skip
+def test_config_in_which_only_lanes_have_changed(
+    tmp_path: Path, old: str, new: str, lanes: int | None
+) -> None:
+    before = read_config(write_model(tmp_path / "a", "m", None, old))
+    after = read_config(write_model(tmp_path / "b", "m", None, new))
+    assert only_lanes(before, after) == lanes
+
+
+def test_files_without_the_config() -> None:
+    files = frozenset({("config.pbtxt", 1, 1), ("1/model.onnx", 2, 2)})
+    assert without_config(files) == {("1/model.onnx", 2, 2)}

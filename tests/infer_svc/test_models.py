@@ -379,3 +379,24 @@ async def test_clients_are_told_that_there_is_something_new(root: Path) -> None:
         assert link.edition == 0
         replica.stage.announce()
         await eventually(lambda: link.edition == 1)
+
+
+async def test_number_of_lanes_is_changed_while_it_serves(root: Path) -> None:
+    async with opened(root) as one:
+        served = one.models.find("m")
+        assert served.pool is not None
+        for count in (3, 1, 2):
+            (root / "m/config.pbtxt").write_text(
+                f"{DYNAMIC} instance_group [ {{ count: {count} }} ]"
+            )
+            asked = [asyncio.create_task(one.ask()) for _ in range(50)]
+            await one.models.load("m")
+            await asyncio.gather(*asked)
+            assert one.models.find("m") is served
+            assert served.pool.size == count
+            alive = [t.name for t in threading.enumerate() if t.name.startswith("m-")]
+            assert len(alive) == count + 1  # and the spare
+            assert await one.says() == (1, 1)
+        (root / "m/config.pbtxt").write_text("max_batch_size: 4 instance_group [ { count: 2 } ]")
+        await one.models.load("m")
+        assert one.models.find("m") is not served
