@@ -5,7 +5,9 @@ import asyncio
 from prometheus_client import REGISTRY
 
 from infer_svc.agent import Agent
+from infer_svc.backends.cuda import device
 from infer_svc.backends.machine import Machine
+from infer_svc.budget import MEBIBYTE, Budget
 from infer_svc.build.builds import Builds
 from infer_svc.catalog import ModelCatalog
 from infer_svc.cuda_memory import open_cuda
@@ -52,6 +54,7 @@ async def main() -> None:
         settings.models, machine, tracing.sampled, lender, metrics, settings.preloaded
     )
     metrics.watch_gpus(handler.gpus)
+    handler.models.budget = Budget(settings.gpu_mbytes * MEBIBYTE, _used)
     agent = Agent(handler.models, settings.models, settings.model_control)
     handler.choose = lambda folders: agent.chosen(folders, settings.loaded)
     limits = Limits(settings.max_items, settings.max_mbytes * 1024**2, settings.max_age_s)
@@ -89,6 +92,12 @@ async def main() -> None:
         task.cancel()
     lender.close()
     tracing.shutdown()
+
+
+def _used(gpu: int) -> int:
+    """Return the bytes in use on a GPU."""
+    free, whole = device(gpu).memory()
+    return whole - free
 
 
 def _set_here(settings: InferSettings, regions: Regions) -> dict[str, Handler]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from infer_svc.backends.errors import DeviceLost
+from infer_svc.budget import Budget, evictable
 from infer_svc.folders import Files, Found, look, only_lanes, without_config
 from infer_svc.opening import Opener
 from infer_svc.repository import Model
@@ -51,6 +52,8 @@ class Models:
         self._on_health, self._on_change = on_health, on_change
         self.on_close: Callable[[Served], None] = lambda served: None
         """Called after a version has ended."""
+        self.budget = Budget(0, lambda gpu: 0)
+        """Of GPU memory."""
         self._versions: dict[str, dict[int, Version]] = {}
         self._routes: dict[str, Served] = {}
         """By `name` and by `name/version`."""
@@ -293,8 +296,39 @@ class Models:
             "model": name, "version": number, "lanes": served.pool.size if served.pool else 0,
             "s": round(time.monotonic() - started, 3),
         }  # fmt: skip
+        await self._make_room(name, number, served)
         log.info("model ready", extra=fields)
         return Version("READY", served=served, files=files)
+
+    async def _make_room(self, name: str, number: int, fresh: Served) -> None:
+        """Let models go that nobody asks for, until the new one fits the budget.
+
+        Raises:
+            Refused: it does not, and is closed again.
+        """
+        while over := await asyncio.to_thread(self.budget.excess, fresh):
+            older = [one for one in self.served() if one.model.config.name != name]
+            going = evictable(older, set(over))
+            if not going:
+                await asyncio.to_thread(fresh.close)
+                self.on_close(fresh)
+                text = f"model {name!r} has no room: {self.budget.text(over)}"
+                self._refuse(name, number, Version("UNAVAILABLE", text))
+                raise Refused(text)
+            gone = going[0].model.config.name
+            log.warning("model goes", extra={"model": gone, "for": name, "why": "GPU memory"})
+            await self._evict(gone)
+
+    async def _evict(self, name: str) -> None:
+        self._end(name, f"{UNLOADED}, as another model needed its memory")
+        await self.drain()
+
+    def _end(self, name: str, reason: str) -> None:
+        """Serve a model no more, for a reason."""
+        for version in self._versions[name].values():
+            if version.served is not None:
+                self._retire(version, reason)
+        self._publish(name)
 
     def _refuse(
         self, name: str, number: int, version: Version, unexpected: Exception | None = None
@@ -308,13 +342,14 @@ class Models:
         else:
             known.reason = f"its files were changed, but {version.reason}"
 
-    def _retire(self, version: Version) -> None:
+    def _retire(self, version: Version, reason: str = UNLOADED) -> None:
         """Let a version end in the background, once what it runs is answered."""
         served, version.served = version.served, None
+        version.reason = reason
         if served is None:
-            version.state, version.reason = "UNAVAILABLE", UNLOADED
+            version.state = "UNAVAILABLE"
             return
-        version.state, version.reason = "UNLOADING", UNLOADED
+        version.state = "UNLOADING"
         task = asyncio.create_task(self._drain(version, served))
         self._draining.add(task)
         task.add_done_callback(self._draining.discard)
@@ -361,13 +396,9 @@ class Models:
                 await self._compare_ensembles(name)
 
     async def _compare(self, name: str) -> None:
-        if all(version.reason == UNLOADED for version in self._versions[name].values()):
+        if all(version.reason.startswith(UNLOADED) for version in self._versions[name].values()):
             return
         try:
             await self._load(name, self.folder(name), anew=True)
         except MeshError as err:  # it is logged; its steps would fail
-            for version in self._versions[name].values():
-                if version.served is not None:
-                    self._retire(version)
-                    version.reason = str(err)
-            self._publish(name)
+            self._end(name, str(err))

@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
@@ -41,6 +42,8 @@ class Served:
     """None: it is an ensemble."""
     running: int = 0
     """Requests that have no answer yet."""
+    used_at: float = field(default_factory=time.monotonic)
+    """When it was asked last, or began, on the clock of `time.monotonic`."""
     _idle: asyncio.Event | None = None
 
     @contextmanager
@@ -51,6 +54,7 @@ class Served:
             yield
         finally:
             self.running -= 1
+            self.used_at = time.monotonic()
             if self._idle is not None and not self.running:
                 self._idle.set()
 

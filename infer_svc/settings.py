@@ -55,6 +55,9 @@ class InferSettings(ServiceSettings):
     """Whether full TensorRT may build on a GPU on which models of this process serve already; it
     measures kernels there and slows them down. While nothing is SERVING it always may, and
     TensorRT-RTX builds without a GPU."""
+    gpu_mbytes: int = Field(0, ge=0)
+    """MiB that may be in use on each GPU, by anybody, once a model is loaded; beyond it models go
+    that nobody asks for, or the new one is refused. 0: all that there is."""
     client_memory: bool = False
     """Whether clients of the Open Inference Protocol may name shared memory of this machine, and of
     a GPU, in place of a tensor's bytes."""

@@ -55,6 +55,6 @@ def not_served(what: str, version: Version) -> MeshError:
     """
     if version.state == "LOADING":
         return StageUnavailable(f"{what} is being loaded; try again in a moment")
-    if version.reason != UNLOADED:
+    if not version.reason.startswith(UNLOADED):
         return Refused(version.reason)
-    return Unloaded(f"{what} is unloaded; load it, or ask for another")
+    return Unloaded(f"{what} is {version.reason}; load it, or ask for another")
