@@ -110,8 +110,7 @@ class Models:
         """Tell of every version of every model."""
         for name, versions in sorted(self._versions.items()):
             for number, version in sorted(versions.items()):
-                text = str(number) if number != NOWHERE else ""
-                yield Listed(name, text, version.state, version.reason)
+                yield Listed(name, str(number or ""), version.state, version.reason)
 
     def announce(self, name: str) -> None:
         """Tell that a model will be loaded later."""
@@ -128,9 +127,8 @@ class Models:
 
     def overlay(self, name: str, folder: Path | None) -> None:
         """Let a model's files be those of another folder; None: those of the repository."""
-        if folder is None:
-            self._overlays.pop(name, None)
-        else:
+        self._overlays.pop(name, None)
+        if folder is not None:
             self._overlays[name] = folder
 
     async def load(self, name: str) -> None:
@@ -262,8 +260,8 @@ class Models:
         before = served.pool.size
         await resize(served, lanes)
         version.files, version.config = files, found.config
-        fields = {"model": found.config.name, "before": before, "lanes": lanes}
-        log.info("lanes changed", extra=fields)
+        name = found.config.name
+        log.info("lanes changed", extra={"model": name, "before": before, "lanes": lanes})
         return True
 
     async def _open(self, name: str, folder: Path, number: int, files: Files) -> Version:
@@ -307,7 +305,7 @@ class Models:
             Refused: it does not, and is closed again.
         """
         while over := await asyncio.to_thread(self.budget.excess, fresh):
-            older = [one for one in self.served() if one.model.config.name != name]
+            older = [one for one in self.served() if one.name != name]
             going = evictable(older, set(over))
             if not going:
                 await asyncio.to_thread(fresh.close)
@@ -315,13 +313,10 @@ class Models:
                 text = f"model {name!r} has no room: {self.budget.text(over)}"
                 self._refuse(name, number, Version("UNAVAILABLE", text))
                 raise Refused(text)
-            gone = going[0].model.config.name
+            gone = going[0].name
             log.warning("model goes", extra={"model": gone, "for": name, "why": "GPU memory"})
-            await self._evict(gone)
-
-    async def _evict(self, name: str) -> None:
-        self._end(name, f"{UNLOADED}, as another model needed its memory")
-        await self.drain()
+            self._end(gone, f"{UNLOADED}, as another model needed its memory")
+            await self.drain()
 
     def _end(self, name: str, reason: str) -> None:
         """Serve a model no more, for a reason."""
@@ -359,8 +354,7 @@ class Models:
         await asyncio.to_thread(served.close)
         self.on_close(served)
         version.state = "UNAVAILABLE"
-        model = served.model
-        log.info("model ended", extra={"model": model.config.name, "version": model.version})
+        log.info("model ended", extra={"model": served.name, "version": served.model.version})
 
     def _publish(self, name: str) -> None:
         """Let requests find the versions that serve now."""

@@ -46,6 +46,11 @@ class Served:
     """When it was asked last, or began, on the clock of `time.monotonic`."""
     _idle: asyncio.Event | None = None
 
+    @property
+    def name(self) -> str:
+        """The model's."""
+        return self.model.config.name
+
     @contextmanager
     def busy(self) -> Iterator[None]:
         """Count a request as long as it is run."""
@@ -71,9 +76,7 @@ class Served:
             async with asyncio.timeout(limit_s):
                 await self._idle.wait()
                 return
-        log.warning(
-            "requests are given up", extra={"model": self.model.config.name, "items": self.running}
-        )
+        log.warning("requests are given up", extra={"model": self.name, "items": self.running})
 
     def close(self) -> None:
         """Let the lanes finish, end their threads, and give back what the engines hold."""

@@ -12,7 +12,8 @@ from mesh.errors import MeshError
 COMMANDS = {
     "up": "up", "demo": "demo", "detect": "calls", "classify": "calls", "language": "calls",
     "generate": "generate", "models": "calls", "model": "model", "import": "importing",
-    "trace": "traces", "health": "health", "engine": "engine", "doctor": "doctor", "size": "size",
+    "pull": "pulling", "trace": "traces", "health": "health", "engine": "engine",
+    "doctor": "doctor", "size": "size",
 }  # fmt: skip
 """The module of each command. Only the one that is wanted is imported: a health check has to be
 light."""
