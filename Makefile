@@ -52,6 +52,8 @@ bench: install-dev  ## measure on this machine's CPU; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.overload
 	$(BIN)/python -m benchmarks.generation
+	$(BIN)/python -m benchmarks.oip
+	$(BIN)/python -m benchmarks.swaps
 
 gpu:  ## tests and measurements on this machine's GPU; needs TensorRT, PyCUDA and torch in PYTHON
 	$(PYTHON) -m pytest -q -m gpu tests
