@@ -137,8 +137,12 @@ async def test_workers_die_with_a_parent_that_is_killed() -> None:
 
 
 async def test_worker_that_cannot_start_as_configured_ends_the_parent() -> None:
-    port = free_port_below(65000)
     with socket.socket() as other:
+        port = free_port_below(65000)
+        while other.connect_ex(("127.0.0.1", port + STEP)) == 0:
+            port = free_port_below(65000)
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # for what just ended
         other.bind(("127.0.0.1", port + STEP))  # where the first worker wants to listen
         other.listen()
         environment = {
