@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-import swagger_ui_bundle
+import fastapi_swagger
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
@@ -32,12 +33,16 @@ def make_app(service: MeshService, oip: OipService, most_bytes: int) -> FastAPI:
         most_bytes: of a body.
     """
     app = FastAPI(title="trtmesh", version=__version__, docs_url=None, redoc_url=None)
-    app.include_router(inference_routes(oip, most_bytes))
-    app.include_router(settings_routes(oip, most_bytes))
-    app.include_router(
-        generating_routes(service.handlers["Generate"], service.generating, most_bytes)
-    )
-    app.include_router(typed_routes(service.handlers, most_bytes))
+    for router in (
+        typed_routes(service.handlers, most_bytes),
+        generating_routes(service.handlers["Generate"], service.generating, most_bytes),
+        inference_routes(oip, most_bytes),
+        settings_routes(oip, most_bytes),
+    ):
+        for route in router.routes:
+            if isinstance(route, APIRoute):  # the first sentence says more than a function's name
+                route.summary = route.description.partition("\n")[0].rstrip(".")
+        app.include_router(router)
     app.add_exception_handler(MeshError, _failed)
     app.add_exception_handler(404, unknown_route)
     app.add_exception_handler(405, unknown_route)
@@ -71,4 +76,4 @@ async def _broken(_: Request, __: Exception) -> Response:
 
 def _assets() -> Path:
     """Return the folder of Swagger UI's files."""
-    return Path(str(swagger_ui_bundle.swagger_ui_path))
+    return Path(str(fastapi_swagger.__file__)).parent / "resources"

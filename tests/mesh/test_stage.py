@@ -201,8 +201,8 @@ async def test_sigterm_finishes_what_is_under_way(bind: str, tmp_path: Path) -> 
         status, lines = await process.end()
         assert status == 0
         # On a busy machine gRPC tells that the client was slow to close its stream.
-        events = [line["event"] for line in lines if not line["event"].startswith("Aborting")]
-        assert events == ["draining", "stopped"]
+        events = [str(line["event"]) for line in lines]
+        assert [one for one in events if "Aborting" not in one] == ["draining", "stopped"]
         assert not path_of(bind).exists()
 
 
