@@ -22,20 +22,30 @@ from infer_svc.service import InferHandler
 from mesh.arena import Lender
 from mesh.oip.regions import Regions
 from mesh.oip.service import NAME, oip_methods
+from mesh.oip.settings import Settings, SettingsOwner
 from tests.infer_svc.graphs import write_model
 from tests.infer_svc.test_models import ALL, DYNAMIC, STEPS, put, times
 
 
 @asynccontextmanager
-async def listening(root: Path, mode: Mode = "explicit") -> AsyncIterator[str]:
-    """Serve a repository, and yield the address."""
+async def listening(
+    root: Path, mode: Mode = "explicit", regions: Regions | None = None
+) -> AsyncIterator[str]:
+    """Serve a repository, and yield the address; with regions, clients may name memory."""
     metrics = InferMetrics(CollectorRegistry())
     handler = InferHandler(root, Machine(), NoOpTracer(), Lender(0), metrics)
     agent = Agent(handler.models, root, mode)
     await handler.load()
     server = grpc.aio.server()
     catalog = ModelCatalog(handler.models, agent, metrics)
-    methods = oip_methods(catalog, handler, NoOpTracer(), {}, Regions())
+    known = regions or Regions()
+
+    async def changed(settings: Settings) -> None:
+        known.take(settings.regions, settings.cuda)
+
+    allowed = regions is not None
+    owner = SettingsOwner(Settings(), changed, system_memory=allowed, cuda_memory=allowed)
+    methods = oip_methods(catalog, handler, NoOpTracer(), owner.handlers(), known)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAME, methods),))
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
@@ -44,6 +54,7 @@ async def listening(root: Path, mode: Mode = "explicit") -> AsyncIterator[str]:
     await handler.stop_loading()
     handler.close()
     agent.close()
+    known.close()
 
 
 @asynccontextmanager

@@ -1,17 +1,25 @@
 """Memory of a GPU by its IPC handle."""
 
+import base64
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from tritonclient.grpc import InferInput, InferRequestedOutput
+from tritonclient.grpc.aio import InferenceServerClient
 
 from infer_svc import cuda_memory
 from infer_svc.cuda_memory import CudaMemory, open_cuda
 from mesh.errors import InvalidInput, SettingsError
-from mesh.oip.regions import IPC_HANDLE_BYTES, CudaRegion
+from mesh.oip.regions import IPC_HANDLE_BYTES, CudaRegion, Regions
 from tests.infer_svc.backends.fake_gpu import fake_device
+from tests.infer_svc.graphs import write_model
+from tests.infer_svc.test_catalog import listening
+from tests.infer_svc.test_models import DYNAMIC, times
 
 REGION = CudaRegion("ab" * IPC_HANDLE_BYTES, 0, 16)
 
@@ -96,3 +104,30 @@ def test_on_a_gpu_another_process_shares_its_memory() -> None:
         assert other.stdout.readline().strip() == bytes([*range(15), 255]).hex()
     with pytest.raises(InvalidInput, match="cannot be opened"):
         open_cuda(REGION)
+
+
+@pytest.mark.gpu
+async def test_on_a_gpu_tensors_may_stay_in_a_clients_memory(tmp_path: Path) -> None:
+    """The input at the start of the client's memory, the output where it was zeros before."""
+    write_model(tmp_path, "m", times(3), DYNAMIC)
+    with subprocess.Popen(
+        [sys.executable, "-c", OTHER.replace("bytes(range(16))", "bytes(4 * [0, 0, 128, 63])")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as other:  # fmt: skip
+        assert other.stdin is not None and other.stdout is not None
+        handle = bytes.fromhex(other.stdout.readline().strip())
+        async with (
+            listening(tmp_path, "none", Regions(open_cuda)) as address,
+            InferenceServerClient(address) as client,
+        ):
+            await client.register_cuda_shared_memory("r", base64.b64encode(handle), 0, 16)
+            given = InferInput("x", [1, 4], "FP32")
+            given.set_shared_memory("r", 16)
+            wanted = InferRequestedOutput("y")
+            wanted.set_shared_memory("r", 16)
+            await client.infer("m", [given], outputs=[wanted])
+            await client.unregister_cuda_shared_memory()
+        other.stdin.write("\n")
+        other.stdin.flush()
+        made = bytes.fromhex(other.stdout.readline().strip())
+    assert np.frombuffer(made, np.float32).tolist() == [3, 3, 3, 3]
