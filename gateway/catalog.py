@@ -59,13 +59,14 @@ class PipelineCatalog:
             name=name,
             version=version or pipeline.model_version,
             versions=pipeline.versions,
-            platform="ensemble",
+            platform=pipeline.platform,
             inputs=pipeline.inputs,
             outputs=pipeline.outputs,
             target=f"{name}/{version}" if version else name,
             splits=pipeline.before is not None,
             decoupled=pipeline.config.task == GENERATE,
             labels=pipeline.labels,
+            batched=pipeline.batched,
         )
 
     def serves(self, model: Model) -> bool:
@@ -73,12 +74,14 @@ class PipelineCatalog:
         return self._runner.is_ready(model.name)
 
     async def config(self, model: Model) -> Any:
-        """Return a model's config as infer has it, or the inputs and outputs of a pipeline."""
+        """Return a model's config as infer has it, or the inputs and outputs around its ops."""
         pipeline = self._runner.find(model.name)
-        if self._runner.is_alone(model.name):
+        if pipeline.before is None and pipeline.after is None:
             request = oip.ModelConfigRequest(name=pipeline.config.model, version=model.version)
             answers = await self._ask("ModelConfig", request, ANSWER_S, first=True)
-            return oip.ModelConfigResponse.FromString(answers[0]).config
+            told = oip.ModelConfigResponse.FromString(answers[0]).config
+            told.name = model.name
+            return told
         config = model_config_pb2.ModelConfig(name=model.name, platform=model.platform)
         for target, specs in ((config.input, taken(model)), (config.output, model.outputs)):
             for spec in specs:

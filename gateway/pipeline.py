@@ -78,6 +78,10 @@ class Pipeline:
     """What a request brings."""
     outputs: tuple[TensorSpec, ...]
     """What an answer has."""
+    batched: bool
+    """Whether the model has a batch dimension, or an op brings one."""
+    platform: str
+    """Of the model where it is alone; else an ensemble."""
     labels: Mapping[str, Sequence[str]]
     """Of the classes of the model's outputs, where they are answers."""
     model_bytes: int
@@ -159,9 +163,12 @@ async def check_pipeline(name: str, config: PipelineConfig, stages: Stages) -> P
     version = model.version
     versions = tuple(model.versions) or (version,)
     labels = {one.output: tuple(one.names) for one in model.labels if after is None}
+    alone = before is None and after is None
     return Pipeline(
-        name, config, version, versions, before, after, inputs, outputs, labels,
-        size or UNKNOWN_BYTES,
+        name, config, version, versions, before, after, inputs, outputs,
+        batched=bool(model.max_batch_size) or before is not None,
+        platform=model.platform if alone else "ensemble", labels=labels,
+        model_bytes=size or UNKNOWN_BYTES,
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2 as triton
 from watchfiles import awatch
 
-from infer_svc.folders import Files, all_files
+from infer_svc.folders import Files, all_files, demand_name
 from infer_svc.models import Models
 from infer_svc.repository import model_folders
 from mesh.errors import InvalidInput, MeshError, NotFound, Refused
@@ -86,6 +86,7 @@ class Agent:
             MeshError: it cannot be loaded; what was served before still is.
         """
         self._demand_control()
+        demand_name(name)
         overlay = await asyncio.to_thread(self._overlay, name, parameters)
         old = self._overlays.pop(name, None)
         before = self._models.folder(name) if old is not None else None

@@ -15,7 +15,7 @@ from infer_svc.metrics import ModelMetrics, reason_of
 from infer_svc.pool import LanePool
 from infer_svc.queue import Entry, RequestQueue, ShapeKey
 from infer_svc.recovery import Attempt, Failover, Recovery
-from mesh.errors import DeadlineExceeded, MeshError
+from mesh.errors import MeshError, QueueTimeout
 from mesh.item import Reply, Request, Timings
 from mesh.tensor import Tensors
 
@@ -90,7 +90,8 @@ class Batcher:
 
         Raises:
             Overloaded: the queue policy's `max_queue_size` is reached.
-            DeadlineExceeded: its time or the queue policy's was over before it could start.
+            DeadlineExceeded: its time was over before it could start.
+            QueueTimeout: the queue policy's was.
             EngineError: its batch failed.
         """
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
@@ -252,7 +253,7 @@ def _refuse_late(entry: Entry) -> None:
         return
     waited = time.monotonic() - entry.request.received
     entry.future.set_exception(
-        DeadlineExceeded(
+        QueueTimeout(
             f"the queue policy of model {entry.request.target!r} ended the wait "
             f"after {waited * 1e3:.0f} ms"
         )

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from infer_svc.agent import Agent
-from infer_svc.completed import completed
+from infer_svc.completed import completed, platform_of
 from infer_svc.families import InferMetrics
 from infer_svc.models import Models
 from mesh.oip.catalog import Entry, Model
@@ -34,17 +34,17 @@ class ModelCatalog:
         """Return a model that serves; as in `mesh.oip.catalog.Catalog`."""
         target = f"{name}/{version}" if version else name
         config = self._models.find(target).model.config
-        platform = {"onnxruntime": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}
         return Model(
             name=name,
             version=str(self._models.find(target).model.version),
             versions=tuple(self._models.numbers(name)),
-            platform="ensemble" if config.ensemble else platform.get(config.backend, ""),
+            platform=platform_of(config),
             inputs=config.inputs,
             outputs=config.outputs,
             target=target,
             decoupled=config.decoupled,
             labels=dict(config.labels),
+            batched=bool(config.max_rows),
         )
 
     def serves(self, model: Model) -> bool:

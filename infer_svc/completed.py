@@ -2,12 +2,17 @@
 
 from tritonclient.grpc import model_config_pb2 as triton
 
-from infer_svc.config import read_message
+from infer_svc.config import ModelConfig, read_message
 from infer_svc.repository import Model
 from mesh.errors import SettingsError
 from mesh.tensor import TensorSpec
 
 PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}
+
+
+def platform_of(config: ModelConfig) -> str:
+    """Return the platform of a model."""
+    return "ensemble" if config.ensemble else PLATFORMS.get(config.backend, "")
 
 
 def completed(model: Model) -> triton.ModelConfig:
@@ -23,7 +28,7 @@ def completed(model: Model) -> triton.ModelConfig:
         message = triton.ModelConfig()
     message.name = config.name
     if not config.ensemble:
-        message.platform = message.platform or PLATFORMS.get(config.backend, "")
+        message.platform = message.platform or platform_of(config)
         message.backend = config.backend
         message.default_model_filename = config.filename
         if not message.instance_group:

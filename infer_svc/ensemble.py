@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from opentelemetry.trace import Tracer, use_span
 
 from infer_svc.config import MICRO, ModelConfig, Step
+from infer_svc.metrics import ModelMetrics, reason_of
 from infer_svc.queue import ShapeKey, read_wishes
 from mesh.errors import MeshError, NotFound, StageUnavailable
 from mesh.item import Reply, Request, Timings
@@ -29,10 +30,14 @@ class Ensemble:
     Args:
         config: of the ensemble, checked.
         run: runs one request on another model of this process.
+        metrics: of the ensemble itself.
         tracer: for spans of steps; samples everything.
     """
 
-    def __init__(self, config: ModelConfig, run: Run, tracer: Tracer) -> None:
+    def __init__(
+        self, config: ModelConfig, run: Run, tracer: Tracer, metrics: ModelMetrics
+    ) -> None:
+        self._metrics = metrics
         self.config = config
         self.run_model = run
         self.tracer = tracer
@@ -44,21 +49,29 @@ class Ensemble:
             request: with its deadline, which holds for all steps together.
             tensors: its inputs, already compared with the ensemble's.
             key: not used; as in `Batcher.run`.
-            rows: not used; as in `Batcher.run`.
+            rows: of it.
 
         Raises:
             StageUnavailable: a step's model is not loaded now.
             MeshError: what a step failed with; the text names the step's model. The other steps
                 are cancelled.
         """
+        began = time.monotonic()
         flow = Flow(self, request, tensors)
         try:
             async with asyncio.TaskGroup() as group:
                 flow.start_ready(group, Timings())
         except ExceptionGroup as failed:
             first = failed.exceptions[0]
+            self._metrics.failed(1, reason_of(first))
             raise first from first.__cause__
-        return Reply(flow.payload(), timings=flow.timings)
+        except BaseException as err:
+            self._metrics.failed(1, reason_of(err))
+            raise
+        sums = flow.timings
+        self._metrics.batch(requests=1, rows=rows, queue_s=sums.queue, run_s=sums.run)
+        self._metrics.answered(1, time.monotonic() - began)
+        return Reply(flow.payload(), timings=sums)
 
 
 class Flow:

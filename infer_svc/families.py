@@ -149,6 +149,13 @@ class InferMetrics(Collector):
             yield histogram(name, text, LABELS, tallies)
         for name, text in GAUGES.items():
             yield _gauge(name, text, models)
+        last = GaugeMetricFamily(
+            "mesh_infer_last_inference_seconds", "When a request was answered last, since 1970",
+            labels=LABELS,
+        )  # fmt: skip
+        for model in models:
+            last.add_metric(_labels(model), model.last)
+        yield last
         generating = (model.generation for model in models if model.generation is not None)
         yield from generation.families(generating, LABELS)
         yield from self._gpus()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from infer_svc.config import ModelConfig, read_config
 from infer_svc.versions import versions_of, wanted
+from mesh.errors import InvalidInput
 
 CONFIG = "config.pbtxt"
 Files = frozenset[tuple[str, int, int]]
@@ -59,6 +60,16 @@ def only_lanes(old: ModelConfig, new: ModelConfig) -> int | None:
 def without_config(files: Files) -> Files:
     """Return files but the config."""
     return frozenset(one for one in files if one[0] != CONFIG)
+
+
+def demand_name(name: str) -> None:
+    """Compare what a client calls a model with what a folder can be called.
+
+    Raises:
+        InvalidInput: it is a path, or no name at all.
+    """
+    if not name or name.startswith(".") or "/" in name or "\0" in name:
+        raise InvalidInput(f"a model is called {name!r}, wanted the name of its folder")
 
 
 def all_files(folder: Path) -> Files:

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
@@ -47,6 +48,8 @@ class ModelMetrics:
         self.name = name
         self.version = version
         self.succeeded = 0
+        self.last = 0.0
+        """When a request was answered last, seconds since 1970; 0: none was."""
         self.failures = Counter[str]()
         """By reason."""
         self.rows = self.batches = 0
@@ -143,6 +146,7 @@ class ModelMetrics:
         with self._lock:
             self.succeeded += requests
             self.request_s += duration_s
+            self.last = time.time()
 
     def failed(self, requests: int, reason: Reason) -> None:
         """Count requests that failed."""

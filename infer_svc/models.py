@@ -13,7 +13,7 @@ from pathlib import Path
 
 from infer_svc.backends.errors import DeviceLost
 from infer_svc.budget import Budget, evictable
-from infer_svc.folders import Files, Found, look, only_lanes, without_config
+from infer_svc.folders import Files, Found, demand_name, look, only_lanes, without_config
 from infer_svc.opening import Opener
 from infer_svc.repository import Model
 from infer_svc.served import Served, resize
@@ -141,6 +141,7 @@ class Models:
             NotFound: there is no such model.
             MeshError: a version cannot be loaded; what was served before still is.
         """
+        demand_name(name)
         folder = self.folder(name)
         if not await asyncio.to_thread(folder.is_dir):
             raise NotFound(f"model {name!r} is not in the repository {self._root}")

@@ -63,10 +63,11 @@ class Opener:
             DeviceLost: only a new process helps.
         """
         model = load_model(folder, self._machine, version)
+        metrics = self._metrics.add(model.config.name, version, model.config.max_rows)
         if model.config.ensemble:
             model = replace(model, config=check_steps(model, find))
-            return Served(model, Ensemble(model.config, self._run_step, self._tracer))
-        metrics = self._metrics.add(model.config.name, version, model.config.max_rows)
+            steps = Ensemble(model.config, self._run_step, self._tracer, metrics)
+            return Served(model, steps, None, metrics)
         if model.config.decoupled:
             return self._open_generator(model, metrics, loop)
         lanes, spares, golden = open_lanes(model, loop)

@@ -39,7 +39,7 @@ class Served:
     pool: LanePool | None = None
     """None: it has no lanes of its own, as an ensemble and a model that generates."""
     metrics: ModelMetrics | None = None
-    """None: it is an ensemble."""
+    """None: nobody counts."""
     running: int = 0
     """Requests that have no answer yet."""
     used_at: float = field(default_factory=time.monotonic)

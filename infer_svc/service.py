@@ -9,6 +9,7 @@ from opentelemetry.trace import Tracer
 
 from infer_svc.backends.cuda import devices
 from infer_svc.backends.machine import Machine
+from infer_svc.completed import platform_of
 from infer_svc.config import ModelConfig, read_config
 from infer_svc.families import GpuFigures, InferMetrics
 from infer_svc.generation.generator import Generator
@@ -20,7 +21,7 @@ from infer_svc.served import Served, rows_of
 from infer_svc.states import Unloaded
 from infer_svc.steps import follow_parts
 from mesh.arena import ALIGN, Lender
-from mesh.errors import EngineError, MeshError, Refused, SettingsError
+from mesh.errors import EngineError, InvalidInput, MeshError, Refused, SettingsError
 from mesh.item import Reply, Request
 from mesh.status import to_status
 from mesh.tensor import Tensors, check_tensors, unpack
@@ -228,6 +229,7 @@ class InferHandler:
         spec.outputs.extend(tensor.to_proto() for tensor in config.outputs)
         spec.output_bytes = sum(tensor.row_bytes() for tensor in config.outputs)
         spec.decoupled = config.decoupled
+        spec.max_batch_size, spec.platform = config.max_rows, platform_of(config)
         for output, names in config.labels:
             spec.labels.add(output=output, names=names)
         spec.versions.extend(self.models.numbers(config.name))
@@ -238,10 +240,30 @@ async def _run(served: Served, request: Request, tensors: Tensors) -> Reply:
     """Compare tensors with the model's inputs and run them."""
     config = served.model.config
     check_tensors(tensors, config.inputs)
+    if config.backend == "onnxruntime":
+        _demand_text(tensors)
     rows = rows_of(tensors, config.max_rows, config.name)
     skip = 1 if config.max_rows else 0
     key = tuple(tensors[spec.name].shape[skip:] for spec in config.inputs)
     return await served.batcher.run(request, tensors, key, rows)
+
+
+def _demand_text(tensors: Tensors) -> None:
+    """Compare BYTES with what ONNX Runtime takes, before they share a batch with others.
+
+    Raises:
+        InvalidInput: an element is no UTF-8.
+    """
+    for name, array in tensors.items():
+        if array.dtype == object:
+            try:
+                for element in array.ravel().tolist():
+                    element.decode()
+            except UnicodeDecodeError as err:
+                raise InvalidInput(
+                    f"tensor {name!r} has an element that is no UTF-8 ({err}); this model runs on "
+                    "ONNX Runtime, whose strings are text"
+                ) from err
 
 
 def _declared_slot_bytes(folder: Path) -> int:

@@ -38,6 +38,10 @@ class DeadlineExceeded(MeshError):
     """Expected: the caller's time was over before the answer was there."""
 
 
+class QueueTimeout(DeadlineExceeded):
+    """Expected: a model's queue policy lets no request wait for so long."""
+
+
 class Cancelled(MeshError):
     """Expected: the caller gave up."""
 

@@ -56,12 +56,24 @@ def packed(body: bytes, accepted: str) -> tuple[bytes, str]:
         body: of an answer.
         accepted: `Accept-Encoding`.
     """
-    wanted = {word.partition(";")[0].strip() for word in accepted.lower().split(",")}
-    for encoding, window in WINDOWS.items():
-        if encoding in wanted:
-            packer = zlib.compressobj(1, wbits=window)
-            return packer.compress(body) + packer.flush(), encoding
-    return body, ""
+    weights = {encoding: _weight(accepted, encoding) for encoding in WINDOWS}
+    encoding = max(weights, key=weights.__getitem__)
+    if not weights[encoding]:
+        return body, ""
+    packer = zlib.compressobj(1, wbits=WINDOWS[encoding])
+    return packer.compress(body) + packer.flush(), encoding
+
+
+def _weight(accepted: str, encoding: str) -> float:
+    """Return how much an encoding is wanted; 0: it is not."""
+    for word in accepted.lower().split(","):
+        name, _, weight = word.replace(" ", "").partition(";q=")
+        if name == encoding:
+            try:
+                return float(weight or 1)
+            except ValueError:
+                return 0.0
+    return 0.0
 
 
 async def while_awaited(request: Request, answer: Awaitable[T]) -> T:

@@ -17,8 +17,9 @@ from gateway.rest.bodies import read, while_awaited
 from gateway.rest.plain import plain
 from gateway.rest.schema import IndexRequest, Inference, LoadParameters, UnloadParameters
 from gateway.rest.tensors import Wishes, answer_of, raw_request, request_of
-from mesh.errors import InvalidInput, NotFound
+from mesh.errors import InvalidInput
 from mesh.oip.service import OipService, load_parameters
+from mesh.tensor import TensorSpec
 from mesh.validation import faults
 
 B = TypeVar("B", bound=BaseModel)
@@ -117,8 +118,7 @@ class _Routes:
         body = await read(http, self._most)
         length = http.headers.get(HEADER)
         if length == "0":
-            only = self._only_input(model, version)
-            message = raw_request(only.name, only.dtype, body)
+            message = raw_request(*self._only_input(model, version), body)
             wishes = Wishes({}, others=True)
         else:
             message, wishes = request_of(body, length)
@@ -157,19 +157,21 @@ class _Routes:
         await call(self._handlers, "RepositoryModelUnload", http, message, kind)
         return Response(media_type=JSON)
 
-    def _only_input(self, model: str, version: str) -> Any:
-        inputs = self._service.inputs(model, version)
+    def _only_input(self, model: str, version: str) -> tuple[TensorSpec, bool]:
+        """Return the only input of a model, and whether its first dimension is a batch's."""
+        inputs, batched = self._service.inputs(model, version)
         if len(inputs) != 1:
             raise InvalidInput(
                 f"{HEADER} is 0, wanted for a model with one input; {model!r} has {len(inputs)}"
             )
-        return inputs[0]
+        return inputs[0], batched
 
 
-async def unknown_route(http: Request, _: Exception) -> Response:
-    """Answer for a path that there is not, in Triton's form."""
-    error = NotFound(f"there is no {http.method} {http.url.path}; see /docs")
-    return Response(json.dumps({"error": str(error)}).encode(), 404, media_type=JSON)
+async def unknown_route(http: Request, error: Exception) -> Response:
+    """Answer for a path that there is not, or not with this method, in Triton's form."""
+    text = f"there is no {http.method} {http.url.path}; see /docs"
+    status = getattr(error, "status_code", 404)
+    return Response(json.dumps({"error": text}).encode(), status, media_type=JSON)
 
 
 def _parsed(kind: type[B], body: bytes) -> B:

@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2 as oip
 from gateway.rest.schema import Inference, Input, Parameters
 from mesh.errors import InvalidInput
 from mesh.oip.regions import REGION
-from mesh.tensor import NUMPY_DTYPES
+from mesh.tensor import NUMPY_DTYPES, TensorSpec
 from mesh.validation import faults
 
 SIZE, BINARY, ALL_BINARY = "binary_data_size", "binary_data", "binary_data_output"
@@ -73,24 +73,39 @@ def request_of(body: bytes, header: str | None) -> tuple[Any, Wishes]:
     return request, Wishes(wanted, bool(given.parameters.get(ALL_BINARY, False)))
 
 
-def raw_request(name: str, datatype: str, body: bytes) -> Any:
+def raw_request(spec: TensorSpec, batched: bool, body: bytes) -> Any:
     """Return the request that a body is which has nothing but the only input of a model.
 
-    A BYTES input is one element, another a row of numbers.
+    A BYTES input is one element; of numbers there may be one size that the model leaves open beside
+    that of the batch, which is one.
+
+    Args:
+        spec: of the input.
+        batched: whether its first dimension is that of a batch.
+        body: the elements.
 
     Raises:
-        InvalidInput: the bytes are no whole number of elements.
+        InvalidInput: the bytes do not fill such a tensor.
     """
     request = oip.ModelInferRequest()
-    if datatype == "BYTES":
-        request.inputs.add(name=name, datatype=datatype, shape=[1])
-        request.raw_input_contents.append(len(body).to_bytes(LENGTH_BYTES, "little") + body)
-        return request
-    size = NUMPY_DTYPES[datatype].itemsize
-    if len(body) % size:
-        raise InvalidInput(f"{len(body)} bytes came for {datatype}, of which each takes {size}")
-    request.inputs.add(name=name, datatype=datatype, shape=[len(body) // size])
-    request.raw_input_contents.append(body)
+    sizes = list(spec.shape)
+    if batched and sizes and sizes[0] == -1:
+        sizes[0] = 1
+    raw = body
+    if spec.dtype == "BYTES":
+        raw, sizes = len(body).to_bytes(LENGTH_BYTES, "little") + body, [1] * len(sizes)
+    elif sizes.count(-1) == 1:
+        known = math.prod(size for size in sizes if size != -1)
+        sizes[sizes.index(-1)] = len(body) // (known * NUMPY_DTYPES[spec.dtype].itemsize or 1)
+    if spec.dtype != "BYTES" and (
+        -1 in sizes or math.prod(sizes) * NUMPY_DTYPES[spec.dtype].itemsize != len(body)
+    ):
+        raise InvalidInput(
+            f"{len(body)} bytes came for the input {spec}, wanted one row of it, with no more than "
+            "one size left open"
+        )
+    request.inputs.add(name=spec.name, datatype=spec.dtype, shape=sizes)
+    request.raw_input_contents.append(raw)
     return request
 
 

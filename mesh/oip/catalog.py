@@ -26,6 +26,8 @@ class Model:
     """Its input is one element, a text or a file; a request brings any number."""
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Of the classes of outputs."""
+    batched: bool = True
+    """The first dimension of its tensors is that of a batch."""
     decoupled: bool = False
     """A request has several replies."""
 

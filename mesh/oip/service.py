@@ -13,7 +13,7 @@ from opentelemetry.trace import Tracer
 from tritonclient.grpc import service_pb2 as oip
 
 from mesh import __version__
-from mesh.errors import InvalidInput, MeshError, Overloaded, StageUnavailable
+from mesh.errors import InvalidInput, MeshError, Overloaded, QueueTimeout, StageUnavailable
 from mesh.grpc_types import Context, Methods
 from mesh.item import Handler, Layer, Reply, Request
 from mesh.layers import errors, logging_failures, stack, standard_layers
@@ -41,7 +41,6 @@ EXTENSIONS = (
 )  # fmt: skip
 """As Triton names them."""
 FINAL = "triton_final_response"
-WANTS_FINAL = "triton_enable_empty_final_response"
 PASSED_ON = ("priority", "timeout")
 """Parameters that models know, with Triton's meanings; those that generate know others."""
 TEXT = "text"
@@ -88,13 +87,14 @@ class OipService:
         )
         return methods
 
-    def inputs(self, name: str, version: str) -> list[TensorSpec]:
-        """Return what a request to a model brings.
+    def inputs(self, name: str, version: str) -> tuple[list[TensorSpec], bool]:
+        """Return what a request to a model brings, and whether the first dimension is a batch's.
 
         Raises:
             MeshError: the model is not served.
         """
-        return taken(self._catalog.find(name, version))
+        model = self._catalog.find(name, version)
+        return taken(model), model.batched
 
     def _handlers(self) -> dict[str, Handler]:
         plain: dict[str, tuple[Any, Callable[[Any, Request], Awaitable[Any]]]] = {
@@ -200,7 +200,7 @@ class OipService:
         replies = await self._run(list(map(request, items)))
         response = _response(message, model, replies[0].version)
         outputs = joined([reply.payload for reply in replies])
-        fill_outputs(response, message, outputs, self.regions, model.labels)
+        fill_outputs(response, message, outputs, self.regions, model.labels, batched=model.batched)
         return response
 
     async def _run(self, requests: list[Request]) -> list[Reply]:
@@ -265,8 +265,7 @@ class OipService:
             last = await self._answer(given, request, emit if decoupled and told else None)
             if decoupled:
                 _leave_out_text(last)
-            if decoupled or given.parameters[WANTS_FINAL].bool_param:
-                last.parameters[FINAL].bool_param = True
+            last.parameters[FINAL].bool_param = True
             return Reply(last.SerializeToString())
 
         handler = stack(run, self._layers("ModelStreamInfer"))
@@ -336,13 +335,13 @@ def _parameters(message: Any, model: Model) -> bytes:
 
 
 def _as_triton(handler: Handler) -> Handler:
-    """Answer an overload with UNAVAILABLE, as Triton does."""
+    """Answer an overload, and a wait that a queue policy ends, with UNAVAILABLE as Triton does."""
     inner = errors(handler)
 
     async def mapped(request: Request) -> Reply:
         reply = await inner(request)
         error = reply.error()
-        if isinstance(error, Overloaded):
+        if isinstance(error, Overloaded | QueueTimeout):
             reply.status = to_status(StageUnavailable(str(error)))
         return reply
 

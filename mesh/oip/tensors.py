@@ -132,6 +132,8 @@ def fill_outputs(
     tensors: Iterable[Tensor],
     regions: Regions,
     labels: Mapping[str, Sequence[str]] = NO_LABELS,
+    *,
+    batched: bool = True,
 ) -> None:
     """Add outputs to a `ModelInferResponse`: those that the request names, or all.
 
@@ -143,9 +145,11 @@ def fill_outputs(
     wanted = {output.name: output.parameters for output in request.outputs} or dict.fromkeys(made)
     for name, parameters in wanted.items():
         tensor = made[name]
-        count = parameters[CLASSIFICATION].int64_param if parameters else 0
-        if count:
-            tensor = _classes(tensor, count, labels.get(name, ()))
+        if parameters and CLASSIFICATION in parameters:
+            count = parameters[CLASSIFICATION].int64_param
+            if count < 1:
+                raise InvalidInput(f"output {name!r}: {count} classes came, wanted at least one")
+            tensor = _classes(tensor, count, labels.get(name, ()), batched)
         told = response.outputs.add(name=name, datatype=tensor.dtype, shape=tensor.shape)
         if parameters and REGION in parameters:
             regions.write(parameters, tensor.raw, f"output {name!r}")
@@ -223,23 +227,25 @@ def _typed(given: Any) -> bytes:
     return np.array(values, wanted).tobytes()
 
 
-def _classes(tensor: Tensor, count: int, labels: Sequence[str]) -> Tensor:
+def _classes(tensor: Tensor, count: int, labels: Sequence[str], batched: bool) -> Tensor:
     """Return the best classes of each row as Triton's classification extension has them."""
     dtype = NUMPY_DTYPES[tensor.dtype]
-    if dtype.kind not in "fiu" or not tensor.shape or count < 0:
+    if dtype.kind not in "fiu" or not tensor.shape:
         raise InvalidInput(
             f"output {tensor.name!r} is {tensor.dtype}{list(tensor.shape)}, of which no classes "
             "can be told; leave classification out"
         )
-    rows = np.frombuffer(tensor.raw, dtype).reshape(tensor.shape[0], -1)
+    rows = np.frombuffer(tensor.raw, dtype).reshape(tensor.shape[0] if batched else 1, -1)
     order = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :count]
+    form = "f" if dtype.kind == "f" else "d"
     texts = [
-        f"{row[index]:f}:{index}{_label(labels, index)}".encode()
+        f"{row[index]:{form}}:{index}{_label(labels, index)}".encode()
         for row, best in zip(rows, order, strict=True)
         for index in best
     ]
     raw = b"".join(len(text).to_bytes(4, "little") + text for text in texts)
-    return Tensor(name=tensor.name, dtype="BYTES", shape=[len(rows), order.shape[1]], raw=raw)
+    shape = [len(rows), order.shape[1]] if batched else [order.shape[1]]
+    return Tensor(name=tensor.name, dtype="BYTES", shape=shape, raw=raw)
 
 
 def _label(labels: Sequence[str], index: int) -> str:

@@ -59,6 +59,9 @@ def described(
         outputs=[spec.to_proto() for spec in outputs],
         output_bytes=sum(spec.row_bytes() for spec in outputs),
         version=version,
+        # What begins with a size of any kind is a batch.
+        max_batch_size=8 if outputs and outputs[0].shape[:1] == (-1,) else 0,
+        platform="onnxruntime_onnx" if version else "",
     )
 
 

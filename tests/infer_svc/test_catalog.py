@@ -1,9 +1,11 @@
 """Triton's client against infer itself."""
 
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -23,6 +25,7 @@ from mesh.arena import Lender
 from mesh.oip.regions import Regions
 from mesh.oip.service import NAME, oip_methods
 from mesh.oip.settings import Settings, SettingsOwner
+from tests.infer_svc import graphs
 from tests.infer_svc.graphs import write_model
 from tests.infer_svc.test_models import ALL, DYNAMIC, STEPS, put, times
 
@@ -135,16 +138,21 @@ async def test_model_may_come_with_the_request(tmp_path: Path) -> None:
         ({"files": {"file:../../x": b"x"}, "config": "{}"}, "wanted bytes for a path"),
         ({"config": '{"max_batch_size": -1}'}, "max_batch_size -1 came"),
         ({"files": {"file:1/model.onnx": b"x"}, "config": "{}"}, "cannot load"),
+        ({"name": "../x", "files": {"file:1/x": b"x"}, "config": "{}"}, "the name of its folder"),
+        ({"name": "", "config": "{}"}, "the name of its folder"),
+        ({"name": ".hidden"}, "the name of its folder"),
+        ({"name": "/tmp", "config": "{}"}, "the name of its folder"),
     ],
 )
 async def test_load_that_cannot_be_leaves_what_is_served(
-    tmp_path: Path, options: dict[str, object], match: str
+    tmp_path: Path, options: dict[str, Any], match: str
 ) -> None:
     write_model(tmp_path, "m", times(1), DYNAMIC)
     async with serving(tmp_path) as client:
         with pytest.raises(InferenceServerException, match=match):
-            await client.load_model("m", **options)
+            await client.load_model(options.pop("name", "m"), **options)
         assert await says(client) == [1, 1]
+        assert len((await client.get_model_repository_index()).models) == 1 or options
     assert not (tmp_path.parent / "x").exists()
 
 
@@ -171,3 +179,27 @@ async def test_classes_have_the_labels_of_their_file(tmp_path: Path) -> None:
         assert result.as_numpy("y").tolist() == [
             [b"3.000000:1:one", b"2.000000:3", b"1.000000:2:two"]
         ]
+
+
+async def test_text_that_is_none_fails_alone(tmp_path: Path) -> None:
+    write_model(tmp_path, "kinds", graphs.identity("BYTES", ("n", 1)), "max_batch_size: 8")
+    async with serving(tmp_path) as client:
+        good, bad = (InferInput("x", [1, 1], "BYTES") for _ in range(2))
+        good.set_data_from_numpy(np.array([[b"caf\xc3\xa9"]], object))
+        bad.set_data_from_numpy(np.array([[b"\xff"]], object))
+        with pytest.raises(InferenceServerException, match="no UTF-8") as caught:
+            await client.infer("kinds", [bad])
+        assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+        assert (await client.infer("kinds", [good])).as_numpy("y")[0, 0] == b"caf\xc3\xa9"
+
+
+async def test_ensemble_is_counted_too_and_the_last_answer_is_told(tmp_path: Path) -> None:
+    write_model(tmp_path, "m", times(1), DYNAMIC)
+    write_model(tmp_path, "e", None, STEPS.format(-1))
+    async with serving(tmp_path) as client:
+        before = time.time()
+        await says(client, "e")
+        for name in ("e", "m"):
+            (one,) = (await client.get_inference_statistics(name)).model_stats
+            assert (one.inference_count, one.inference_stats.success.count) == (2, 1)
+            assert before - 1 < one.last_inference / 1e3 < time.time() + 1

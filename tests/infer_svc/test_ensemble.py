@@ -21,6 +21,7 @@ from infer_svc.build.builds import Builds
 from infer_svc.config import ModelConfig, Step
 from infer_svc.ensemble import Ensemble
 from infer_svc.families import InferMetrics
+from infer_svc.metrics import ModelMetrics
 from infer_svc.service import InferHandler
 from mesh.arena import Lender
 from mesh.errors import (
@@ -110,7 +111,7 @@ class Parts:
     ) -> Reply:
         specs = tuple(TensorSpec(name, "FP32", (-1,)) for name in outputs.split())
         config = ModelConfig("e", "ensemble", "", 8, (), specs, (), None, (), ensemble=self.steps)
-        ensemble = Ensemble(config, self.run, tracer)
+        ensemble = Ensemble(config, self.run, tracer, ModelMetrics("e", 1, 8))
         return await ensemble.run(request or Request("e", b""), {"in": ONE}, (), 1)
 
 

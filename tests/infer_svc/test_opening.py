@@ -61,7 +61,7 @@ async def test_ensemble_is_compared_with_its_parts(tmp_path: Path) -> None:
     folder = write_model(tmp_path, "e", None, ENSEMBLE)
     served = await open_one(folder, 1, part.model)
     assert isinstance(served.batcher, Ensemble)
-    assert served.metrics is None
+    assert served.metrics.name == "e"
     with pytest.raises(SettingsError, match="its model 'x' is not in the repository"):
         await open_one(folder, 1)
     part.close()

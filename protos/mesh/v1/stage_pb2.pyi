@@ -150,7 +150,7 @@ class DescribeResponse(_message.Message):
     def __init__(self, wire_version: _Optional[int] = ..., service: _Optional[str] = ..., version: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[TargetSpec, _Mapping]]] = ..., worker_ports: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TargetSpec(_message.Message):
-    __slots__ = ("name", "inputs", "outputs", "output_bytes", "status", "version", "decoupled", "versions", "labels")
+    __slots__ = ("name", "inputs", "outputs", "output_bytes", "status", "version", "decoupled", "versions", "labels", "max_batch_size", "platform")
     NAME_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -160,6 +160,8 @@ class TargetSpec(_message.Message):
     DECOUPLED_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    MAX_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PLATFORM_FIELD_NUMBER: _ClassVar[int]
     name: str
     inputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.TensorSpec]
     outputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.TensorSpec]
@@ -169,7 +171,9 @@ class TargetSpec(_message.Message):
     decoupled: bool
     versions: _containers.RepeatedScalarFieldContainer[str]
     labels: _containers.RepeatedCompositeFieldContainer[Labels]
-    def __init__(self, name: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., output_bytes: _Optional[int] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., version: _Optional[str] = ..., decoupled: _Optional[bool] = ..., versions: _Optional[_Iterable[str]] = ..., labels: _Optional[_Iterable[_Union[Labels, _Mapping]]] = ...) -> None: ...
+    max_batch_size: int
+    platform: str
+    def __init__(self, name: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., output_bytes: _Optional[int] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., version: _Optional[str] = ..., decoupled: _Optional[bool] = ..., versions: _Optional[_Iterable[str]] = ..., labels: _Optional[_Iterable[_Union[Labels, _Mapping]]] = ..., max_batch_size: _Optional[int] = ..., platform: _Optional[str] = ...) -> None: ...
 
 class Labels(_message.Message):
     __slots__ = ("output", "names")

@@ -83,7 +83,9 @@ def test_answer_is_packed_as_it_is_accepted() -> None:
         assert (encoding, gzip.decompress(body)) == ("gzip", b"x" * 100)
     body, encoding = packed(b"x", "deflate")
     assert (encoding, zlib.decompress(body)) == ("deflate", b"x")
-    assert packed(b"x", "br") == (b"x", "")
+    for accepted in ("br", "", "gzip;q=0", "gzip;q=x", "identity"):
+        assert packed(b"x", accepted) == (b"x", "")
+    assert packed(b"x", "gzip;q=0.5, deflate; q=0.8")[1] == "deflate"
 
 
 async def test_work_ends_when_its_client_leaves(http: Http) -> None:

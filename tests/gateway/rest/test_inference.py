@@ -142,7 +142,7 @@ async def test_curl_may_send_json_or_only_a_file(http: Http) -> None:
         ("/v2/models/digits/infer", b"{", 400, "no inference"),
         ("/v2/models/digits/infer", b"", 400, "no inference"),
         ("/v2/nothing", {}, 404, "there is no POST /v2/nothing"),
-        ("/v2/health/live", {}, 404, "there is no POST"),
+        ("/v2/health/live", {}, 405, "there is no POST"),
         ("/v2/repository/index", {"ready": 7}, 400, "ready"),
         ("/v2/repository/models/digits/load", {"parameters": {"file:1/x": "§"}}, 400, "base64"),
         ("/v2/repository/models/digits/load", {"more": 1}, 400, "more"),

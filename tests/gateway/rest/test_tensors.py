@@ -9,7 +9,7 @@ from tritonclient.grpc import service_pb2 as oip
 
 from gateway.rest.tensors import Wishes, answer_of, raw_request, request_of
 from mesh.errors import InvalidInput
-from mesh.tensor import NUMPY_DTYPES
+from mesh.tensor import NUMPY_DTYPES, TensorSpec
 
 JSON_ONLY = Wishes({}, others=False)
 
@@ -123,15 +123,36 @@ def test_what_cannot_be_is_told(given: bytes, header: str | None, message: str) 
         request_of(given, header)
 
 
-def test_body_may_be_the_only_input() -> None:
-    request = raw_request("image", "BYTES", b"file")
+@pytest.mark.parametrize(
+    ("shape", "batched", "size", "made"),
+    [
+        ((-1, 4), True, 16, [1, 4]), ((-1, -1), True, 12, [1, 3]), ((4,), False, 16, [4]),
+        ((-1, 2), False, 16, [2, 2]), ((-1,), False, 0, [0]), ((), False, 4, []),
+    ],
+)  # fmt: skip
+def test_body_may_be_the_only_input(
+    shape: tuple[int, ...], batched: bool, size: int, made: list[int]
+) -> None:
+    request = raw_request(TensorSpec("x", "FP32", shape), batched, bytes(size))
+    assert list(request.inputs[0].shape) == made
+    assert request.raw_input_contents[0] == bytes(size)
+
+
+@pytest.mark.parametrize(
+    ("shape", "batched", "size"),
+    [((-1, 4), True, 15), ((-1, 4), True, 32), ((-1, -1, -1), True, 16), ((-1, 3), False, 16)],
+)
+def test_body_that_is_no_row_is_told(shape: tuple[int, ...], batched: bool, size: int) -> None:
+    with pytest.raises(InvalidInput, match=f"{size} bytes came for the input x: FP32"):
+        raw_request(TensorSpec("x", "FP32", shape), batched, bytes(size))
+
+
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
+def test_body_may_be_one_text_or_file(shape: tuple[int, ...]) -> None:
+    request = raw_request(TensorSpec("image", "BYTES", shape), True, b"file")
     assert (list(request.inputs[0].shape), request.raw_input_contents[0]) == (
-        [1], b"\x04\x00\x00\x00file",
+        [1] * len(shape), b"\x04\x00\x00\x00file",
     )  # fmt: skip
-    request = raw_request("x", "FP32", bytes(12))
-    assert list(request.inputs[0].shape) == [3]
-    with pytest.raises(InvalidInput, match="5 bytes came for FP32, of which each takes 4"):
-        raw_request("x", "FP32", bytes(5))
 
 
 def response(datatype: str, raw: bytes, *shape: int) -> Any:

@@ -1,0 +1,199 @@
+"""Why a mesh answers otherwise than Triton, for each case in which it does."""
+
+ROUTES_405 = (
+    "POST /v2/health/live", "GET /v2/models/spare/infer", "POST /v2/models/spare",
+    "POST /v2/models/spare/ready", "PUT /v2/models/spare/infer", "DELETE /v2/models/spare",
+    "GET /v2/repository/index", "GET /v2/repository/models/spare/load", "http head of health",
+    "http head of metadata",
+)  # fmt: skip
+FAULTS_OF_A_BODY = tuple(
+    f"HTTP infer: {name}"
+    for name in (
+        "no JSON", "JSON with more behind it", "a list", "null", "an empty object",
+        "inputs that are an object", "an input without a name", "an input without a datatype",
+        "an input without a shape", "an input whose data is null", "data that is a number",
+        "a shape of text", "a shape that is a number", "a shape of fractions", "a negative size",
+        "too few values", "too many values", "texts for numbers", "null among numbers",
+        "an id that is a number", "parameters that are a list", "an output without a name",
+        "an output that is text", "BOOL as numbers", "UINT8 of -1", "INT64 beyond",
+        "INT64 of fractions", "INT64 of BOOL", "BYTES of numbers",
+    )
+)  # fmt: skip
+BINARY_FAULTS = tuple(
+    f"HTTP binary: {name}"
+    for name in (
+        "a negative size", "a size of text", "a size that is a fraction",
+        "a header within the JSON",
+    )
+)  # fmt: skip
+
+REASONS: dict[str, tuple[str, ...]] = {
+    "BUG: the name of a load is taken for a path, so a client has files written where it likes": (
+        "files that come with a name that is a path",
+    ),
+    "BUG: a raw binary request has no batch dimension and its shape is taken for a row of "
+    "numbers; the row should be laid out as the model's dims say, with a batch of one": (
+        "HTTP raw binary: free size", "HTTP raw binary: fixed size",
+        "HTTP raw binary: two free sizes",
+    ),
+    "BUG: the first dimension is taken for the batch also where the model has none, so each number "
+    "is a row of its own and the classes are wrong": ("infer: classes without a batch dimension",),
+    "BUG: whole numbers are told with six decimals": ("infer: classes of whole numbers",),
+    "BUG: `triton_final_response` is told only where a request asks for it or the model "
+    "generates": (
+        "stream of one request", "stream of three requests", "stream with a failure goes on",
+        "stream that asks for outputs",
+    ),
+    "BUG: elements that are no UTF-8 fail inside the engine, as if the server were at fault": (
+        "infer: BYTES that are no text", "http bytes that are no text as JSON",
+    ),
+    "BUG: a load without a name leaves a line without a name in the index": (
+        "index after loads that failed",
+    ),
+    "BUG: requests of an ensemble are counted for its steps only": ("statistics of an ensemble",),
+    "BUG: every model is told to be an ensemble": (
+        "platform of models tells ensembles from others",
+    ),
+    "BUG: a pipeline without ops tells the batch as a dimension and `max_batch_size` 0, so clients "
+    "that read the config think that it takes no batches": ("ModelConfig: pipeline of a model",),
+    "BUG: a count that cannot be used is ignored, and whole outputs come": (
+        "infer: no classes", "infer: count of classes as text", "HTTP infer: classes of text",
+    ),
+    "BUG: weights are ignored: what is refused by `q=0` is sent": (
+        "http accepted encodings with weights",
+    ),
+    "BUG: a queue policy's rejection is UNAVAILABLE in Triton's scheduling extension": (
+        "queue timeout that passes", "http queue timeout that passes",
+    ),
+    "BUG: `last_inference` is not filled": ("statistics tell when the last was",),
+    "BUG: `batch_stats` are not filled": ("statistics tell of batch sizes",),
+    "BUG: the JSON lacks fields that clients read by name": ("http statistics have fields",),
+    "BUG: an answer to a known path with another method should say 405": ROUTES_405,
+    "A client's fault is 400 here, with a text that says what was wanted": (
+        *FAULTS_OF_A_BODY, *BINARY_FAULTS, "http index of no JSON", "http load of no JSON",
+        "http load with an unknown parameter", "http generate of no JSON",
+        "http generate of an empty body",
+    ),
+    "A version's number is compared as text, and one that is none is not found": (
+        "infer: version that is no number", "infer: version -1", "infer: version 01",
+        "ModelReady: version that is no number", "ModelMetadata: version that is no number",
+        "ModelConfig: version that is no number", "GET /v2/models/spare/versions/abc/ready",
+    ),
+    "What is not there is NOT_FOUND, whatever was asked of it": (
+        "statistics of an unknown model", "statistics of an unknown version",
+        "statistics of an unloaded model", "infer of a version of an unloaded model",
+        "GET /v2/models/nobody/stats", "GET /v2/models/versions/versions/2/stats",
+        "load of an unknown model", "http load of an unknown model", "unload of an unknown model",
+        "http unload of an unknown model",
+    ),
+    "Sequences are not known here, and Triton's ensembles tell of none": (
+        "infer: ensemble", "infer: pipeline of a model", "HTTP infer: ensemble",
+        "HTTP infer: pipeline of a model",
+    ),
+    "Contents that nobody takes are refused": ("infer: more raw contents than inputs",),
+    "Values beyond the type are refused and not cut": (
+        "infer: typed contents beyond the type", "HTTP infer: UINT8 of 256",
+        "HTTP infer: INT8 of 300", "HTTP infer: INT32 beyond", "HTTP infer: a number beyond FP32",
+    ),
+    "JSON has neither NaN nor infinity; such numbers come and go in binary": (
+        "HTTP infer: NaN", "http numbers that are not finite as JSON",
+    ),
+    "Outputs come in the order in which they were asked for": (
+        "infer: outputs in another order", "HTTP several kinds: outputs in another order",
+    ),
+    "A number, or yes, that is written as text is taken for what it says": (
+        "infer: priority as text", "infer: timeout as text", "HTTP infer: priority as text",
+        "HTTP infer: timeout as text", "HTTP infer: binary_data that is text",
+        "HTTP infer: binary_data_output that is text",
+    ),
+    "A limit that has passed already cannot be kept": ("infer: negative timeout",),
+    "Parameters that begin with `triton_` and are not known are left out": (
+        "infer: reserved parameter", "HTTP infer: a reserved parameter",
+    ),
+    "FP16 has classes, too": ("infer: classes of FP16",),
+    "What is no number is the last of the classes": ("infer: classes that are no number",),
+    "Shared memory that cannot be opened is the client's fault": (
+        "shared memory that is not there",
+    ),
+    "A name that is taken is the client's fault, for which there is one status here": (
+        "shared memory in and out",
+    ),
+    "Settings that are not known are refused, so that a misspelt one is seen": (
+        "unknown trace setting", "unknown log setting",
+    ),
+    "Traces are set for all models alike, and a model's name is not looked at": (
+        "trace settings of an unknown model",
+    ),
+    "Sequences are not offered, and so not told of": ("server metadata extensions",),
+    "A generation is answered as a whole where no stream is asked for": (
+        "infer: model that generates", "HTTP infer: model that generates",
+    ),
+    "BF16 is not among the types of tensors: neither numpy nor ONNX Runtime's Python has it": (
+        "infer: BF16 raw", "infer: BF16 typed", "statistics of all models",
+    ),
+    "Beside the same: BF16 as above, and the model of a pipeline has a line of its own": (
+        "index of all models",
+    ),
+    "All versions that serve are told, whichever was asked for": (
+        "ModelMetadata: one version", "http metadata of a version",
+    ),
+    "Fields of Triton's own memory and scheduler are told as they are in the file": (
+        "config fills in optimization", "config fills in preferred batch sizes",
+        "config of an ensemble tells whether it is decoupled",
+    ),
+    "Groups of instances that the file names are told as they are there": (
+        "config names groups of instances",
+    ),
+    "A pipeline with an op before its model takes any number of texts": (
+        "metadata of a pipeline that generates",
+    ),
+    "As the health protocol says: an unknown name is NOT_FOUND, and health can be watched": (
+        "grpc health check of an unknown name", "grpc health watch",
+    ),
+    "Bytes that are no message are a client's fault": ("message that is none",),
+    "A name in a path may be escaped, as in any URL": ("HTTP infer: escaped name",),
+    "A redirect leads to the path without the slash": ("GET /v2/", "GET /v2/models/spare/"),
+    "The status says it all": (
+        "GET /v2/models/spare/versions/2/ready", "GET /v2/models/nobody/ready",
+    ),
+    "An encoding that is not known is refused as any other fault of a request": (
+        "http request in another encoding",
+    ),
+    "gzip is preferred, and names of encodings have no case": ("http answer as accepted",),
+    "Generation over HTTP is for pipelines that generate, with `text_input` and `text_output`": (
+        "http generate for a model of text", "http generate of a text",
+        "http generate stream of a text",
+    ),
+    "A timeout is honoured also where the policy has none, if it may be overridden": (
+        "queue timeout where the policy has none",
+    ),
+    "Only batches that were run to their end are counted": (
+        "statistics count failures of the model",
+    ),
+    "There is one repository, and its name is not looked at": ("index of an unknown repository",),
+    "The reason is told, empty where there is none": ("http index has fields",),
+    "Fields that are not known are refused, so that a misspelt one is seen": (
+        "http index with an unknown field", "http load with unknown fields",
+    ),
+    "The server is ready while any pipeline is answered": ("server is ready without one model",),
+    "A load without a config goes back to that of the repository": (
+        "load with another config", "http load with another config",
+    ),
+    "A config that cannot be used is told as the client's fault, or that it does not fit": (
+        "load with a config that is none", "load with a config that cannot be served",
+        "load with a file and no config", "load without a name",
+    ),
+    "Models that came with a request are in the index": ("load of a model from a request",),
+    "The index tells of the failure beside what serves on": (
+        "load of a model with a broken config",
+    ),
+    "Triton keeps parts that were loaded by their own names, as all are here": (
+        "unload of an ensemble with its parts",
+    ),
+    "A pipeline stays when its model goes, and says what is missing": (
+        "unload of the model of a pipeline",
+    ),
+}  # fmt: skip
+"""Names of cases by the reason; with `BUG:` it is a fault of ours."""
+
+EXPLAINED = {name: reason for reason, names in REASONS.items() for name in names}
