@@ -1,11 +1,5 @@
 """Why a mesh answers otherwise than Triton, for each case in which it does."""
 
-ROUTES_405 = (
-    "POST /v2/health/live", "GET /v2/models/spare/infer", "POST /v2/models/spare",
-    "POST /v2/models/spare/ready", "PUT /v2/models/spare/infer", "DELETE /v2/models/spare",
-    "GET /v2/repository/index", "GET /v2/repository/models/spare/load", "http head of health",
-    "http head of metadata",
-)  # fmt: skip
 FAULTS_OF_A_BODY = tuple(
     f"HTTP infer: {name}"
     for name in (
@@ -28,51 +22,28 @@ BINARY_FAULTS = tuple(
 )  # fmt: skip
 
 REASONS: dict[str, tuple[str, ...]] = {
-    "BUG: the name of a load is taken for a path, so a client has files written where it likes": (
-        "files that come with a name that is a path",
-    ),
-    "BUG: a raw binary request has no batch dimension and its shape is taken for a row of "
-    "numbers; the row should be laid out as the model's dims say, with a batch of one": (
-        "HTTP raw binary: free size", "HTTP raw binary: fixed size",
-        "HTTP raw binary: two free sizes",
-    ),
-    "BUG: the first dimension is taken for the batch also where the model has none, so each number "
-    "is a row of its own and the classes are wrong": ("infer: classes without a batch dimension",),
-    "BUG: whole numbers are told with six decimals": ("infer: classes of whole numbers",),
-    "BUG: `triton_final_response` is told only where a request asks for it or the model "
-    "generates": (
-        "stream of one request", "stream of three requests", "stream with a failure goes on",
-        "stream that asks for outputs",
-    ),
-    "BUG: elements that are no UTF-8 fail inside the engine, as if the server were at fault": (
-        "infer: BYTES that are no text", "http bytes that are no text as JSON",
-    ),
-    "BUG: a load without a name leaves a line without a name in the index": (
-        "index after loads that failed",
-    ),
-    "BUG: requests of an ensemble are counted for its steps only": ("statistics of an ensemble",),
-    "BUG: every model is told to be an ensemble": (
-        "platform of models tells ensembles from others",
-    ),
-    "BUG: a pipeline without ops tells the batch as a dimension and `max_batch_size` 0, so clients "
-    "that read the config think that it takes no batches": ("ModelConfig: pipeline of a model",),
-    "BUG: a count that cannot be used is ignored, and whole outputs come": (
-        "infer: no classes", "infer: count of classes as text", "HTTP infer: classes of text",
-    ),
-    "BUG: weights are ignored: what is refused by `q=0` is sent": (
-        "http accepted encodings with weights",
-    ),
-    "BUG: a queue policy's rejection is UNAVAILABLE in Triton's scheduling extension": (
-        "queue timeout that passes", "http queue timeout that passes",
-    ),
-    "BUG: `last_inference` is not filled": ("statistics tell when the last was",),
-    "BUG: `batch_stats` are not filled": ("statistics tell of batch sizes",),
-    "BUG: the JSON lacks fields that clients read by name": ("http statistics have fields",),
-    "BUG: an answer to a known path with another method should say 405": ROUTES_405,
     "A client's fault is 400 here, with a text that says what was wanted": (
         *FAULTS_OF_A_BODY, *BINARY_FAULTS, "http index of no JSON", "http load of no JSON",
         "http load with an unknown parameter", "http generate of no JSON",
         "http generate of an empty body",
+    ),
+    "Elements that are no UTF-8 are refused: ONNX Runtime's strings are text": (
+        "infer: BYTES that are no text", "http bytes that are no text as JSON",
+    ),
+    "Zero classes are refused, as over gRPC": ("HTTP infer: no classes",),
+    "A count of classes that is text is the client's fault": ("HTTP infer: classes of text",),
+    "A size that is left open is one, for the one text or file that a body is": (
+        "HTTP raw binary: BYTES", "HTTP raw binary: no bytes",
+    ),
+    "A name is no path: nothing outside of the repository is loaded": (
+        "load of a path beside the repository",
+    ),
+    "A pipeline without ops is told as the model that it is, an ensemble of one step there": (
+        "config names a backend or platform", "ModelConfig: pipeline of a model",
+        "platform of models tells ensembles from others",
+    ),
+    "Sizes of batches are in the histogram `mesh_infer_batch_rows`": (
+        "statistics tell of batch sizes",
     ),
     "A version's number is compared as text, and one that is none is not found": (
         "infer: version that is no number", "infer: version -1", "infer: version 01",
