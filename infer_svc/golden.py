@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mesh.tensor import Array, Tensors
+from mesh.tensor import FLOATS, Array, Tensors
 
 TOLERANCE = 0.02
 """Of ||answer - known|| / ||known||: lanes of one engine differ by rounding only, in FP16 about
@@ -54,9 +54,10 @@ def difference(array: Array, known: Array) -> float:
     """Return ||array - known|| / ||known||; 0 or 1 for what is no number."""
     if array.shape != known.shape:
         return 1.0
-    if known.dtype.kind not in "fiub":
+    floats = known.dtype in FLOATS
+    if not floats and known.dtype.kind not in "iub":
         return 0.0 if np.array_equal(array, known) else 1.0
-    if np.array_equal(array, known, equal_nan=known.dtype.kind == "f"):
+    if np.array_equal(array, known, equal_nan=floats):
         return 0.0
     wide, true = array.astype(np.float64), known.astype(np.float64)
     finite = np.isfinite(true)

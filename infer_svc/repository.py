@@ -16,7 +16,7 @@ from infer_svc.build.selection import model_file
 from infer_svc.config import ModelConfig, Warmup, WarmupInput, read_config
 from infer_svc.versions import NEWEST_ONE, versions_of, wanted
 from mesh.errors import EngineError, InvalidInput, SettingsError
-from mesh.tensor import NUMPY_DTYPES, Array, Tensors, TensorSpec, from_proto
+from mesh.tensor import FLOATS, NUMPY_DTYPES, Array, Tensors, TensorSpec, from_proto
 from protos.mesh.v1 import tensor_pb2
 
 log = logging.getLogger(__name__)
@@ -258,7 +258,7 @@ def _warmup_values(model: Model, given: WarmupInput, shape: tuple[int, ...]) -> 
         return np.broadcast_to(row, shape).copy()
     if given.random and given.dtype != "BYTES":
         random = np.random.default_rng(0).random(shape)
-        return (random * (1 if dtype.kind == "f" else 100)).astype(dtype)
+        return (random * (1 if dtype in FLOATS else 100)).astype(dtype)
     return _zeros(given.dtype, shape)
 
 

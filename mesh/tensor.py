@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
@@ -26,10 +27,12 @@ NUMPY_DTYPES: dict[str, np.dtype[np.generic]] = {
     "UINT32": np.dtype("<u4"), "UINT64": np.dtype("<u8"), "INT8": np.dtype("i1"),
     "INT16": np.dtype("<i2"), "INT32": np.dtype("<i4"), "INT64": np.dtype("<i8"),
     "FP16": np.dtype("<f2"), "FP32": np.dtype("<f4"), "FP64": np.dtype("<f8"),
-    "BYTES": np.dtype(object),
+    "BF16": np.dtype(ml_dtypes.bfloat16), "BYTES": np.dtype(object),
 }  # fmt: skip
 """Names of the Open Inference Protocol."""
 
+FLOATS = frozenset(NUMPY_DTYPES[name] for name in ("FP16", "BF16", "FP32", "FP64"))
+"""Numpy's `kind` does not tell: bfloat16 is of none that it knows."""
 _NAMES = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
 _LENGTH = np.dtype("<u4")
 _TENSOR_TAG = b"\x0a"

@@ -1,7 +1,9 @@
 """ONNX Runtime on the CPU: the embedded default."""
 
+import ctypes
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,12 @@ ERRORS = (
 _DTYPES = {
     "bool": "BOOL", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64",
     "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64", "float16": "FP16",
-    "float": "FP32", "double": "FP64", "string": "BYTES",
+    "bfloat16": "BF16", "float": "FP32", "double": "FP64", "string": "BYTES",
 }  # fmt: skip
+
+BFLOAT16 = NUMPY_DTYPES["BF16"]
+ONNX_BFLOAT16 = 16
+"""Its number in `onnx.TensorProto.DataType`."""
 
 
 class OnnxRuntimeEngine:
@@ -45,7 +51,10 @@ class OnnxRuntimeEngine:
     def open(self) -> "OnnxRuntimeContext":
         """Return a context for one lane."""
         self._faults.at("context")
-        return OnnxRuntimeContext(self._session, [spec.name for spec in self.outputs], self._faults)
+        specs = (*self.inputs, *self.outputs)
+        run = _run_bfloat16 if any(spec.dtype == "BF16" for spec in specs) else _run
+        names = [spec.name for spec in self.outputs]
+        return OnnxRuntimeContext(partial(run, self._session, names), names, self._faults)
 
     def settle(self) -> None:
         """Do nothing: there is nothing to keep."""
@@ -64,9 +73,11 @@ class OnnxRuntimeEngine:
 class OnnxRuntimeContext:
     """The session as one lane sees it."""
 
-    def __init__(self, session: ort.InferenceSession, names: list[str], faults: Faults) -> None:
+    def __init__(
+        self, run: Callable[[Tensors], list[Array]], names: list[str], faults: Faults
+    ) -> None:
         self.times = RunTimes()
-        self._session = session
+        self._run = run
         self._names = names
         self._faults = faults
 
@@ -77,7 +88,7 @@ class OnnxRuntimeContext:
         try:
             inputs = {name: _each(bytes.decode, array) for name, array in join(parts).items()}
             started = time.perf_counter()
-            outputs = self._session.run(self._names, inputs)
+            outputs = self._run(inputs)
         except ERRORS as err:
             raise EngineError(f"ONNX Runtime failed the batch: {err}") from err
         self._faults.at("sync")
@@ -141,6 +152,33 @@ def session(model: Path | bytes, threads: int, *, literal: bool = False) -> ort.
     except ERRORS as err:
         name = "a model" if isinstance(model, bytes) else model
         raise SettingsError(f"ONNX Runtime cannot load {name}: {err}") from err
+
+
+def _run(session: ort.InferenceSession, names: list[str], inputs: Tensors) -> list[Array]:
+    outputs: list[Array] = session.run(names, inputs)
+    return outputs
+
+
+def _run_bfloat16(session: ort.InferenceSession, names: list[str], inputs: Tensors) -> list[Array]:
+    """Run with values of ONNX Runtime's own: its arrays have no bfloat16."""
+    values = {name: _to_value(array) for name, array in inputs.items()}
+    return [_from_value(value) for value in session.run_with_ort_values(names, values)]
+
+
+def _to_value(array: Array) -> ort.OrtValue:
+    whole = np.ascontiguousarray(array)
+    if whole.dtype != BFLOAT16:
+        return ort.OrtValue.ortvalue_from_numpy(whole)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(whole.view(np.uint16), ONNX_BFLOAT16)
+
+
+def _from_value(value: ort.OrtValue) -> Array:
+    if value.element_type() != ONNX_BFLOAT16:
+        array: Array = value.numpy()
+        return array
+    found = np.empty(value.shape(), BFLOAT16)
+    ctypes.memmove(found.ctypes.data, value.data_ptr(), found.nbytes)
+    return found
 
 
 def _each(convert: Callable[[Any], object], array: Array) -> Array:

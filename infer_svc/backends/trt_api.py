@@ -20,6 +20,7 @@ from infer_svc.backends.trt_inspect import Layer, LayerTimes
 from infer_svc.backends.trt_log import Lines, make_logger
 from infer_svc.backends.trt_progress import Monitor, Progress
 from mesh.errors import EngineError, SettingsError
+from mesh.tensor import NUMPY_DTYPES
 
 __all__ = [
     "WORKSPACE_BYTES", "Api", "Kernels", "Layer", "LayerTimes", "Profile", "Tensor", "load_api",
@@ -323,6 +324,8 @@ class Api:
         return self.lines.text()
 
     def _dtype(self, name: str, dtype: Any) -> Any:
+        if dtype == self.trt.DataType.BF16:  # of which TensorRT says that numpy has it not
+            return NUMPY_DTYPES["BF16"]
         try:
             return self.trt.nptype(dtype)
         except TypeError as err:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mesh.errors import InvalidInput, SettingsError
-from mesh.tensor import NUMPY_DTYPES, Array, Tensors, TensorSpec, check_tensors
+from mesh.tensor import FLOATS, NUMPY_DTYPES, Array, Tensors, TensorSpec, check_tensors
 
 RANDOM_ROWS = 8
 RANDOM_SIZE = 16
@@ -128,7 +128,7 @@ def content_hash(path: Path) -> str:
 def _demand_finite(place: Path, tensors: Tensors) -> None:
     """Refuse NaN: where both models give it, the comparison would find nothing wrong."""
     for name, array in tensors.items():
-        wrong = array.size - np.count_nonzero(np.isfinite(array)) if array.dtype.kind == "f" else 0
+        wrong = array.size - np.count_nonzero(np.isfinite(array)) if array.dtype in FLOATS else 0
         if wrong:
             raise SettingsError(
                 f"calibration data {place}: {wrong} of the {array.size} numbers of {name!r} are "
@@ -205,6 +205,6 @@ def _random(spec: TensorSpec, by_rows: bool, rng: np.random.Generator) -> Array:
     sizes = [RANDOM_SIZE if dim == -1 else dim for dim in spec.shape]
     if by_rows:
         sizes[0] = RANDOM_ROWS
-    if dtype.kind == "f":
+    if dtype in FLOATS:
         return np.asarray(rng.standard_normal(sizes)).astype(dtype)
     return np.asarray(rng.integers(0, 256 if dtype.kind == "u" else 2, sizes)).astype(dtype)

@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2 as oip
 from mesh.errors import InvalidInput
 from mesh.messages import MOST_ITEMS
 from mesh.oip.regions import OFFSET, REGION, SIZE, Regions
-from mesh.tensor import MAX_DIMS, NUMPY_DTYPES, TensorSpec
+from mesh.tensor import FLOATS, MAX_DIMS, NUMPY_DTYPES, TensorSpec
 from protos.mesh.v1.tensor_pb2 import Tensor, Tensors
 
 TYPED = {
@@ -230,14 +230,14 @@ def _typed(given: Any) -> bytes:
 def _classes(tensor: Tensor, count: int, labels: Sequence[str], batched: bool) -> Tensor:
     """Return the best classes of each row as Triton's classification extension has them."""
     dtype = NUMPY_DTYPES[tensor.dtype]
-    if dtype.kind not in "fiu" or not tensor.shape:
+    if (dtype not in FLOATS and dtype.kind not in "iu") or not tensor.shape:
         raise InvalidInput(
             f"output {tensor.name!r} is {tensor.dtype}{list(tensor.shape)}, of which no classes "
             "can be told; leave classification out"
         )
     rows = np.frombuffer(tensor.raw, dtype).reshape(tensor.shape[0] if batched else 1, -1)
     order = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :count]
-    form = "f" if dtype.kind == "f" else "d"
+    form = "f" if dtype in FLOATS else "d"
     texts = [
         f"{row[index]:{form}}:{index}{_label(labels, index)}".encode()
         for row, best in zip(rows, order, strict=True)

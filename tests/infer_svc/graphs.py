@@ -28,10 +28,11 @@ def model(
     inputs: Sequence[onnx.ValueInfoProto],
     outputs: Sequence[onnx.ValueInfoProto],
     constants: Sequence[onnx.TensorProto] = (),
+    opset: int = 17,
 ) -> bytes:
     graph = helper.make_graph(nodes, "g", inputs, outputs, constants)
-    opset = helper.make_opsetid("", 17)
-    made = helper.make_model(graph, opset_imports=[opset], ir_version=8)
+    imports = [helper.make_opsetid("", opset)]
+    made = helper.make_model(graph, opset_imports=imports, ir_version=9 if opset > 18 else 8)
     serialized: bytes = made.SerializeToString()
     return serialized
 

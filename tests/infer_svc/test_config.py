@@ -227,8 +227,8 @@ def test_name_that_differs_from_the_folder_is_refused_with_both(tmp_path: Path) 
             "wanted 1 to max_batch_size 0",
         ),
         (
-            'input [ { name: "x" data_type: TYPE_BF16 dims: [ 1 ] } ]',
-            "data_type TYPE_BF16 came, wanted one of",
+            'input [ { name: "x" data_type: TYPE_INVALID dims: [ 1 ] } ]',
+            "data_type TYPE_INVALID came, wanted one of",
         ),
         ('output [ { name: "x" dims: [ 1 ] } ]', "data_type TYPE_INVALID came"),
         ('input [ { name: "x" data_type: 77 dims: [ 1 ] } ]', "77"),
@@ -251,7 +251,8 @@ def test_name_that_differs_from_the_folder_is_refused_with_both(tmp_path: Path) 
     ],
     ids=[
         "negative-max-batch-size", "preferred-over-max", "preferred-zero", "preferred-unbatched",
-        "bfloat16", "no-data-type", "data-type-number", "no-default-level", "default-level-over",
+        "invalid-data-type", "no-data-type", "data-type-number", "no-default-level",
+        "default-level-over",
         "negative-count", "negative-gpu", "cpu-beside-gpu", "open-warmup-dims",
     ],
 )  # fmt: skip

@@ -99,12 +99,7 @@ REASONS: dict[str, tuple[str, ...]] = {
     "A generation is answered as a whole where no stream is asked for": (
         "infer: model that generates", "HTTP infer: model that generates",
     ),
-    "BF16 is not among the types of tensors: neither numpy nor ONNX Runtime's Python has it": (
-        "infer: BF16 raw", "infer: BF16 typed", "statistics of all models",
-    ),
-    "Beside the same: BF16 as above, and the model of a pipeline has a line of its own": (
-        "index of all models",
-    ),
+    "The model of a pipeline has a line of its own": ("index of all models",),
     "All versions that serve are told, whichever was asked for": (
         "ModelMetadata: one version", "http metadata of a version",
     ),

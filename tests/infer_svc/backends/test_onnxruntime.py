@@ -146,15 +146,17 @@ def sequence_model() -> bytes:
     return graphs.model([node], [graphs.value("x")], [parts])
 
 
-def bfloat16_model() -> bytes:
-    node = helper.make_node("Cast", ["x"], ["y"], to=TensorProto.BFLOAT16)
-    return graphs.model([node], [graphs.value("x")], [graphs.value("y", "BF16")])
+def cast(dtype: int) -> bytes:
+    """x FP32 → y."""
+    node = helper.make_node("Cast", ["x"], ["y"], to=dtype)
+    y = helper.make_tensor_value_info("y", dtype, ["n", 4])
+    return graphs.model([node], [graphs.value("x")], [y], opset=19)
 
 
 @pytest.mark.parametrize(
     ("serialized", "name"),
-    [(sequence_model(), "parts"), (bfloat16_model(), "y")],
-    ids=["sequence", "bfloat16"],
+    [(sequence_model(), "parts"), (cast(TensorProto.FLOAT8E5M2), "y")],
+    ids=["sequence", "float8"],
 )
 def test_tensor_that_the_wire_cannot_carry_is_refused_by_name(
     tmp_path: Path, serialized: bytes, name: str
@@ -162,6 +164,15 @@ def test_tensor_that_the_wire_cannot_carry_is_refused_by_name(
     onnx.checker.check_model(serialized)
     with pytest.raises(SettingsError, match=f"tensor '{name}' is .*, which the wire cannot carry"):
         load(tmp_path, serialized)
+
+
+def test_bfloat16_comes_of_other_numbers(tmp_path: Path) -> None:
+    engine = load(tmp_path, cast(TensorProto.BFLOAT16))
+    assert engine.outputs == (TensorSpec("y", "BF16", (-1, 4)),)
+    given = np.array([[1.0, -2.5, 3.14159, np.inf]], np.float32)
+    outputs = engine.open().run([{"x": given}])
+    np.testing.assert_array_equal(outputs["y"], given.astype(NUMPY_DTYPES["BF16"]))
+    assert engine.open().run([{"x": given[:0]}])["y"].shape == (0, 4)
 
 
 def test_loading_writes_no_log_lines(

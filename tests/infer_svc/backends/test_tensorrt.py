@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from infer_svc.backends import tensorrt
 from infer_svc.backends.cuda import device
@@ -23,13 +24,17 @@ from infer_svc.build.recipe import Recipe
 from infer_svc.config import ModelConfig, read_config
 from infer_svc.golden import difference
 from mesh.errors import EngineError, InvalidInput, SettingsError
-from mesh.tensor import Tensors
+from mesh.tensor import NUMPY_DTYPES, Tensors
 from tests.infer_svc import graphs
 from tests.infer_svc.backends.fake_gpu import FakeApi, fake_device
 from tests.infer_svc.graphs import write_model
 
 MODELS = {"digits-classify": 32, "digits-detect": 8, "language": 32}
 LENGTHS = (16, 32, 64, 128)
+ON_GPU = (
+    "max_batch_size: 8 optimization { execution_accelerators { "
+    'gpu_execution_accelerator : [ { name : "tensorrt" } ] } }'
+)
 
 
 @pytest.fixture
@@ -278,3 +283,18 @@ def test_process_that_opens_contexts_ends_well_every_time(
         )))  # fmt: skip
     ended = [(name, process.communicate()[1], process.returncode) for name, process in processes]
     assert [one for one in ended if one[2]] == []
+
+
+@pytest.mark.gpu
+def test_numbers_in_bfloat16_are_computed_with(tmp_path: Path) -> None:
+    twice = helper.make_node("Add", ["x", "x"], ["y"])
+    values = [graphs.value("x", "BF16")], [graphs.value("y", "BF16")]
+    folder = write_model(tmp_path, "m", graphs.model([twice], *values), ON_GPU)
+    machine = Machine(builds=Builds(tmp_path / "engines"))
+    engine = load_tensorrt(folder / "1/model.onnx", read_config(folder), 0, machine)
+    context = engine.open()
+    for rows in (1, 3, 8):
+        given = np.arange(rows * 4).reshape(rows, 4).astype(NUMPY_DTYPES["BF16"])
+        np.testing.assert_array_equal(context.run([{"x": given}])["y"], given + given)
+    context.close()
+    engine.close()

@@ -59,9 +59,9 @@ def test_types_are_numpys(api: Api) -> None:
 def test_tensor_of_a_type_that_numpy_has_not_is_refused_by_its_name(api: Api) -> None:
     engine = SimpleNamespace(
         num_io_tensors=1, get_tensor_name=lambda index: "x",
-        get_tensor_dtype=lambda name: api.trt.bfloat16,
+        get_tensor_dtype=lambda name: api.trt.fp8,
     )  # fmt: skip
-    with pytest.raises(EngineError, match=r"tensor 'x' is DataType\.BF16, which NumPy has not"):
+    with pytest.raises(EngineError, match=r"tensor 'x' is DataType\.FP8, which NumPy has not"):
         api.tensors(engine)
 
 

@@ -68,7 +68,8 @@ def test_typed_contents_are_the_elements(dtype: str, field: str) -> None:
     ("request_", "match"),
     [
         (typed_request("FP16", [1], fp32_contents=[1.0]), "raw_input_contents only"),
-        (typed_request("BF16", [1]), "datatype 'BF16', wanted one of"),
+        (typed_request("BF16", [1], fp32_contents=[1.0]), "raw_input_contents only"),
+        (typed_request("FP8", [1]), "datatype 'FP8', wanted one of"),
         (typed_request("FP32", [2], fp32_contents=[1.0]), r"1 elements, its shape is \[2\]"),
         (typed_request("FP32", [1], int_contents=[1]), r"\['int_contents'\] came for FP32"),
         (typed_request("INT8", [1], int_contents=[300]), "no INT8"),
