@@ -36,6 +36,9 @@ COPY --from=program /opt/program /opt/venv
 USER 10001:10001
 
 FROM service AS gateway
+USER 0
+RUN install --directory --owner 10001 --group 10001 /state
+USER 10001:10001
 ENV GATEWAY_BIND=0.0.0.0:8001 GATEWAY_HTTP=0.0.0.0:8000 GATEWAY_METRICS_PORT=8002 \
     GATEWAY_MODELS=/models
 EXPOSE 8000 8001 8002

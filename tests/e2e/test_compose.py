@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 from urllib.error import HTTPError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import cv2
 import grpc
@@ -129,14 +129,14 @@ def stack() -> Iterator[Stack]:
     if fault:
         pytest.skip(f"no container engine answers: {fault}")
     stack = Stack(*(free_port() for _ in range(4)))
-    stack.compose("down", "--remove-orphans", "--timeout", "1")
+    stack.compose("down", "--volumes", "--remove-orphans", "--timeout", "1")
     stack.compose("build", timeout_s=1200)
     try:
         stack.compose("up", "-d", "--wait", *LIMIT)
         yield stack
     finally:
         print(stack.compose("logs", "--no-color"))
-        stack.compose("down", "--remove-orphans", "--timeout", "1")
+        stack.compose("down", "--volumes", "--remove-orphans", "--timeout", "1")
 
 
 def names(trace: Trace) -> dict[str, str]:
@@ -211,7 +211,7 @@ def test_ports_are_published_on_this_machine_only_and_none_of_a_stage(stack: Sta
         "{{range $port, $at := .HostConfig.PortBindings}}{{$port}} {{(index $at 0).HostIp}} {{end}}"
     )
     bound = docker("inspect", "-f", ports, *stack.containers()).split()
-    assert sorted(bound[::2]) == ["16686/tcp", "8001/tcp", "8002/tcp"]
+    assert sorted(bound[::2]) == ["16686/tcp", "8000/tcp", "8001/tcp", "8002/tcp"]
     assert set(bound[1::2]) == {"127.0.0.1"}
 
 
@@ -221,6 +221,15 @@ def test_command_line_gets_answers_from_the_containers(stack: Stack) -> None:
     text = "Where is the railway station, please?"
     assert "English" in stack.cli("language", text).stdout
     assert stack.cli("health").stdout == "SERVING\n"
+
+
+def test_http_gets_answers_from_the_containers(stack: Stack) -> None:
+    url = f"http://127.0.0.1:{stack.http}/v1/classify"
+    request = Request(url, DIGIT.read_bytes(), {"Content-Type": "image/png"})
+    with urlopen(request, timeout=20) as answer:
+        assert json.load(answer)["results"][0]["categories"][0]["label"] == "7"
+    with urlopen(f"http://127.0.0.1:{stack.http}/v2/health/ready", timeout=20) as answer:
+        assert answer.status == 200
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +263,16 @@ def test_pixels_go_between_containers_by_shared_memory(stack: Stack) -> None:
     for service in ("gateway", "preprocess", "infer"):
         assert stack.compose("exec", "-T", service, "python", "-c", program) == "True True\n"
     assert "memory is not shared" not in stack.compose("logs", "preprocess")
+
+
+def test_route_outlives_the_gateways_container(stack: Stack) -> None:
+    assert stack.cli("model", "route", "digits-classify", "--stable", "1").returncode == 0
+    before = stack.containers("gateway")
+    stack.compose("up", "-d", "--force-recreate", "--no-deps", "--wait", *LIMIT, "gateway")
+    assert stack.containers("gateway") != before
+    told = stack.cli("model", "route")
+    assert "digits-classify\n  stable        1" in told.stdout, told.stderr
+    assert stack.cli("model", "route", "digits-classify", "--remove").returncode == 0
 
 
 def test_gateway_is_serving_only_while_every_stage_is_there(stack: Stack) -> None:
