@@ -30,6 +30,7 @@ SETTLED_S = 1.0
 """A folder that was left alone for so long is not being copied any more."""
 LOOK_EVERY_S = 15.0
 """Also without a notice: some network drives give none."""
+AGAIN_AFTER_S = 3.0
 SUMS = "SHA256SUMS"
 """As `sha256sum` writes it: a digest and a path in each line."""
 FILE = "file:"
@@ -128,6 +129,7 @@ class Agent:
         try:
             while True:
                 try:
+                    await self.follow()  # what came while nobody watched
                     # yield_on_timeout: a look without a notice.
                     async for _ in awatch(
                         self._root, stop_event=stop, yield_on_timeout=True, debounce=200,
@@ -136,7 +138,7 @@ class Agent:
                         await self.follow()
                 except Exception:  # a boundary: what is served must not depend on it
                     log.exception("the repository cannot be watched; trying again")
-                    await asyncio.sleep(LOOK_EVERY_S)
+                    await asyncio.sleep(AGAIN_AFTER_S)
         finally:
             stop.set()
 
@@ -176,8 +178,10 @@ class Agent:
         for folder in model_folders(self._root):
             try:
                 found[folder.name] = all_files(folder)
-            except OSError:
-                continue  # it is being removed
+            except OSError as err:  # what is served goes on
+                log.warning("not readable", extra={"model": folder.name, "error": str(err)})
+                if folder.name in self._seen:
+                    found[folder.name] = self._seen[folder.name]
         return found
 
     def _demand_control(self) -> None:

@@ -1,11 +1,13 @@
 """What a model's folder has: its versions, and the files that each is made from."""
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from infer_svc.config import ModelConfig, read_config
 from infer_svc.versions import versions_of, wanted
-from mesh.errors import InvalidInput
+from mesh.errors import InvalidInput, SettingsError
 
 CONFIG = "config.pbtxt"
 Files = frozenset[tuple[str, int, int]]
@@ -33,9 +35,12 @@ def look(folder: Path) -> Found:
         SettingsError: the config cannot be read, or there is no version to serve.
     """
     config = read_config(folder)
-    there = versions_of(folder)
-    numbers = wanted(folder, there, config.policy)
-    versions = {number: files_of(folder, number) for number in numbers}
+    try:
+        there = versions_of(folder)
+        numbers = wanted(folder, there, config.policy)
+        versions = {number: files_of(folder, number) for number in numbers}
+    except OSError as err:
+        raise SettingsError(f"the files of {folder} cannot be listed: {err}") from err
     parts = tuple(step.model for step in config.ensemble)
     return Found(versions, frozenset(there), parts, config)
 
@@ -73,13 +78,24 @@ def demand_name(name: str) -> None:
 
 
 def all_files(folder: Path) -> Files:
-    """Return all files of a model."""
+    """Return all files of a model, and links to folders; what goes meanwhile is left out.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
     found = []
-    for path in folder.rglob("*"):
-        if path.is_file():
-            status = path.stat()
-            found.append((str(path.relative_to(folder)), status.st_size, status.st_mtime_ns))
+    for at, folders, names in os.walk(folder, onerror=_demand_gone):
+        links = [name for name in folders if os.path.islink(os.path.join(at, name))]
+        for path in (Path(at, name) for name in (*names, *links)):
+            with suppress(FileNotFoundError):
+                status = path.lstat() if path.is_dir() else path.stat()
+                found.append((str(path.relative_to(folder)), status.st_size, status.st_mtime_ns))
     return frozenset(found)
+
+
+def _demand_gone(err: OSError) -> None:
+    if not isinstance(err, FileNotFoundError | NotADirectoryError):
+        raise err
 
 
 def files_of(folder: Path, version: int) -> Files:

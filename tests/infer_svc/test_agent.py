@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from infer_svc.agent import SUMS, Agent, Mode, is_complete
+from infer_svc.folders import Files, all_files
 from infer_svc.repository import model_folders
 from mesh.errors import MeshError, NotFound
 from tests.conftest import eventually
@@ -63,6 +64,42 @@ async def test_new_version_new_model_and_what_is_removed(root: Path) -> None:
         await eventually(lambda: one.index("other") == [])
         with pytest.raises(NotFound):
             await one.ask("other")
+
+
+async def test_watch_goes_on_after_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infer_svc.agent.AGAIN_AFTER_S", 0.05)
+    failing = True
+
+    def folders(root: Path) -> list[Path]:
+        if failing:
+            raise OSError("the share does not answer")
+        return model_folders(root)
+
+    async with watching(root) as one:
+        with monkeypatch.context() as context:
+            context.setattr("infer_svc.agent.model_folders", folders)
+            put(root, 2)
+            await asyncio.sleep(0.5)
+            assert await one.says("m") == (1, 1)
+            failing = False
+            await serves(one, (2, 2))
+
+
+async def test_model_whose_folder_cannot_be_read_serves_on(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unreadable(folder: Path) -> Files:
+        if folder.name == "m":
+            raise OSError("stale file handle")
+        return all_files(folder)
+
+    async with watching(root) as one:
+        with monkeypatch.context() as context:
+            context.setattr("infer_svc.agent.all_files", unreadable)
+            write_model(root, "other", times(5), DYNAMIC)
+            await serves(one, (5, 1), model="other")
+            assert await one.says("m") == (1, 1)
+    assert "not readable" in caplog.text
 
 
 async def test_folder_that_is_being_copied_is_left_alone(root: Path) -> None:

@@ -1,12 +1,14 @@
 """What a model's folder has."""
 
 import os
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
 from infer_svc.config import read_config
-from infer_svc.folders import files_of, look, only_lanes, without_config
+from infer_svc.folders import all_files, files_of, look, only_lanes, without_config
 from mesh.errors import SettingsError
 from tests.infer_svc import graphs
 from tests.infer_svc.graphs import write_model
@@ -31,6 +33,51 @@ def test_files_are_those_of_the_version_and_those_that_all_share(tmp_path: Path)
     assert files_of(folder, 2) == before
     os.utime(folder / "config.pbtxt", (1, 1))
     assert files_of(folder, 2) != before
+
+
+def test_link_in_a_versions_place_is_seen_when_it_points_elsewhere(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, "m", graphs.identity(), "", versions=())
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+    (folder / "1").symlink_to(tmp_path / "old")
+    before = files_of(folder, 1)
+    (folder / "1").unlink()
+    (folder / "1").symlink_to(tmp_path / "new")
+    assert files_of(folder, 1) != before
+
+
+def test_files_that_go_while_they_are_listed_are_left_out(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, "m", graphs.identity(), "")
+    (folder / "nowhere").symlink_to("gone")
+    stop = threading.Event()
+
+    def change() -> None:
+        while not stop.is_set():
+            (folder / "2/deep").mkdir(parents=True)
+            (folder / "2/deep/file").write_text("x")
+            shutil.rmtree(folder / "2")
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        for _ in range(300):
+            assert {"config.pbtxt", "1/model.onnx"} <= {name for name, _, _ in all_files(folder)}
+    finally:
+        stop.set()
+        changing.join()
+
+
+def test_folder_that_cannot_be_listed_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_model(tmp_path, "m", graphs.identity(), "")
+
+    def scandir(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(SettingsError, match=r"files of .*/m cannot be listed: .*denied"):
+        look(folder)
 
 
 def test_folder_that_is_no_model_is_told(tmp_path: Path) -> None:
