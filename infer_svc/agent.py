@@ -230,19 +230,19 @@ class Agent:
 
 def is_complete(folder: Path) -> bool:
     """Tell whether all files are there that a folder, or one in it, says that it has."""
-    for sums in folder.rglob(SUMS):
-        for line in sums.read_text(encoding="utf-8").splitlines():
-            digest, _, name = line.partition(" ")
-            path = sums.parent / name.strip().removeprefix("*")
-            try:
+    try:
+        for sums in folder.rglob(SUMS):
+            for line in sums.read_text(encoding="utf-8").splitlines():
+                digest, _, name = line.partition(" ")
+                path = sums.parent / name.strip().removeprefix("*")
                 with path.open("rb") as file:
                     found = hashlib.file_digest(file, "sha256").hexdigest()
-            except OSError as err:
-                log.info("not complete", extra={"model": folder.name, "error": str(err)})
-                return False
-            if found != digest.lower():
-                log.warning("a file is not as its sum says", extra={"file": str(path)})
-                return False
+                if found != digest.lower():
+                    log.warning("a file is not as its sum says", extra={"file": str(path)})
+                    return False
+    except (OSError, UnicodeDecodeError) as err:
+        log.info("not complete", extra={"model": folder.name, "error": str(err)})
+        return False
     return True
 
 

@@ -47,9 +47,9 @@ class Load:
     errors: list[str] = field(default_factory=list)
 
     async def until(self, version: str, limit_s: float = 20) -> None:
-        """Wait until a version answers."""
+        """Wait until all replicas answer with a version."""
         end = time.monotonic() + limit_s
-        while not self.answers or self.answers[-1][0] != version:
+        while {told for told, _ in self.answers[-100:]} != {version}:
             assert time.monotonic() < end, (version, self.answers[-1:], self.errors[-1:])
             await asyncio.sleep(0.02)
 

@@ -159,6 +159,11 @@ async def test_explicit_loads_what_it_is_told_at_the_start(root: Path) -> None:
         assert Agent(one.models, root, "poll").chosen(folders, ()) == folders
 
 
+def test_sums_that_are_no_text_are_waited_for(tmp_path: Path) -> None:
+    (tmp_path / SUMS).write_bytes(b"\xff\xfe")
+    assert not is_complete(tmp_path)
+
+
 def test_sums_are_those_of_sha256sum(tmp_path: Path) -> None:
     (tmp_path / "a b").write_text("x")
     digest = hashlib.sha256(b"x").hexdigest()
