@@ -10,6 +10,7 @@ import hashlib
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -88,6 +89,7 @@ class Agent:
         """
         self._demand_control()
         demand_name(name)
+        await asyncio.to_thread(self._note, name)
         overlay = await asyncio.to_thread(self._overlay, name, parameters)
         old = self._overlays.pop(name, None)
         before = self._models.folder(name) if old is not None else None
@@ -118,6 +120,8 @@ class Agent:
             NotFound: there is no such model.
         """
         self._demand_control()
+        if name in self._seen:
+            await asyncio.to_thread(self._note, name)
         await self._models.unload(name, parts=parts)
 
     async def run(self) -> None:
@@ -172,6 +176,13 @@ class Agent:
         except MeshError as err:
             log.warning("not unloaded", extra={"model": name, "error": str(err)})
         self._models.forget(name)
+
+    def _note(self, name: str) -> None:
+        """See a model's folder as it is: what is asked for is not undone by a change before it."""
+        folder = self._root / name
+        with suppress(OSError):
+            if folder.is_dir():
+                self._seen[name] = all_files(folder)
 
     def _look(self) -> dict[str, Files]:
         found = {}

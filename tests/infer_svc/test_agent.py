@@ -13,7 +13,7 @@ import pytest
 from infer_svc.agent import SUMS, Agent, Mode, is_complete
 from infer_svc.folders import Files, all_files
 from infer_svc.repository import model_folders
-from mesh.errors import MeshError, NotFound
+from mesh.errors import MeshError, NotFound, StageUnavailable
 from tests.conftest import eventually
 from tests.infer_svc.graphs import write_model
 from tests.infer_svc.test_models import DYNAMIC, Open, opened, put, times
@@ -113,6 +113,24 @@ async def test_folder_that_is_being_copied_is_left_alone(root: Path) -> None:
         await serves(one, (2, 2))
         assert all(state == "READY" for version, state in one.index() if version == "2")
         assert not one.reason("2")
+
+
+async def test_change_before_an_unload_loads_nothing_again(root: Path) -> None:
+    async with opened(root) as one:
+        agent = Agent(one.models, root, "poll", SETTLED_S)
+        following = asyncio.create_task(agent.run())
+        await asyncio.sleep(0.2)
+        put(root, 2)
+        await agent.load("m", {})
+        assert await one.says() == (2, 2)
+        await agent.unload("m", parts=False)
+        await asyncio.sleep(6 * SETTLED_S)
+        with pytest.raises(StageUnavailable, match="unloaded"):
+            await one.ask("m")
+        put(root, 3)
+        await serves(one, (3, 3))
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
 
 
 async def test_broken_version_is_told_and_the_old_one_serves(root: Path) -> None:
