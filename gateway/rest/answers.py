@@ -58,12 +58,12 @@ async def call(
     return kind.FromString(reply.payload)
 
 
-def as_json(value: Any) -> Response:
+def as_json(value: Any, status: int = 200) -> Response:
     """Return an answer of JSON.
 
     It is not packed: Triton's asyncio client accepts what is packed and unpacks inferences only.
     """
-    return Response(json.dumps(value, separators=(",", ":")).encode(), media_type=JSON)
+    return Response(json.dumps(value, separators=(",", ":")).encode(), status, media_type=JSON)
 
 
 def respond(

@@ -76,19 +76,20 @@ class _Routes:
 
     async def live(self) -> Response:
         """200: the process answers."""
-        return Response()
+        return as_json({"live": True})  # KServe's client reads it, where Triton's body is empty
 
     async def ready(self, http: Request) -> Response:
         """200: inferences are answered; else 400, as with Triton."""
         message, kind = oip.ServerReadyRequest(), oip.ServerReadyResponse
         answer = await call(self._handlers, "ServerReady", http, message, kind)
-        return Response(status_code=200 if answer.ready else 400)
+        return as_json({"ready": answer.ready}, 200 if answer.ready else 400)
 
     async def model_ready(self, http: Request, model: str, version: str = "") -> Response:
         """200: the model serves; else 400, as with Triton."""
         message = oip.ModelReadyRequest(name=model, version=version)
         answer = await call(self._handlers, "ModelReady", http, message, oip.ModelReadyResponse)
-        return Response(status_code=200 if answer.ready else 400)
+        body = {"name": model, "ready": answer.ready}
+        return as_json(body, 200 if answer.ready else 400)
 
     async def metadata(self, http: Request, model: str, version: str = "") -> Response:
         """What a model takes and makes."""

@@ -137,5 +137,5 @@ def _differing(theirs: Any, ours: Any) -> tuple[Any, Any]:
 
 
 def _cell(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False).replace("|", "\\|")
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True).replace("|", "\\|")
     return f"`{text if len(text) <= WIDTH else text[:WIDTH] + '…'}`"

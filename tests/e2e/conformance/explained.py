@@ -99,6 +99,7 @@ REASONS: dict[str, tuple[str, ...]] = {
     "A generation is answered as a whole where no stream is asked for": (
         "infer: model that generates", "HTTP infer: model that generates",
     ),
+    "The body is JSON with `live` or `ready`, which KServe's client reads": ("http ready body",),
     "The model of a pipeline has a line of its own": ("index of all models",),
     "All versions that serve are told, whichever was asked for": (
         "ModelMetadata: one version", "http metadata of a version",

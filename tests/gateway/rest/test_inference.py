@@ -156,6 +156,13 @@ async def test_bad_request_has_its_status_and_the_next_one_is_answered(
     assert (await http.get("/v2/health/live"))[0] == 200
 
 
+async def test_health_is_json_as_the_client_of_kserve_reads_it(http: Http) -> None:
+    assert await http.get("/v2/health/live") == (200, {"live": True})
+    assert await http.get("/v2/health/ready") == (200, {"ready": True})
+    ready = {"name": "digits", "ready": True}
+    assert await http.get("/v2/models/digits/ready") == (200, ready)
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [(Overloaded("full"), 503), (StageUnavailable("away"), 503), (EngineError("broke"), 500)],
