@@ -33,10 +33,11 @@ class ModelCatalog:
     def find(self, name: str, version: str) -> Model:
         """Return a model that serves; as in `mesh.oip.catalog.Catalog`."""
         target = f"{name}/{version}" if version else name
-        config = self._models.find(target).model.config
+        model = self._models.find(target).model
+        config = model.config
         return Model(
             name=name,
-            version=str(self._models.find(target).model.version),
+            version=str(model.version),
             versions=tuple(self._models.numbers(name)),
             platform=platform_of(config),
             inputs=config.inputs,

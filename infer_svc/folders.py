@@ -1,6 +1,7 @@
 """What a model's folder has: its versions, and the files that each is made from."""
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +39,7 @@ def look(folder: Path) -> Found:
     try:
         there = versions_of(folder)
         numbers = wanted(folder, there, config.policy)
-        versions = {number: files_of(folder, number) for number in numbers}
+        versions = files_of(folder, there, numbers)
     except OSError as err:
         raise SettingsError(f"the files of {folder} cannot be listed: {err}") from err
     parts = tuple(step.model for step in config.ensemble)
@@ -98,7 +99,17 @@ def _demand_gone(err: OSError) -> None:
         raise err
 
 
-def files_of(folder: Path, version: int) -> Files:
-    """Return the files of a version, and those that all versions share."""
-    others = {str(number) for number in versions_of(folder)} - {str(version)}
-    return frozenset(one for one in all_files(folder) if one[0].partition("/")[0] not in others)
+def files_of(folder: Path, there: Iterable[int], numbers: Iterable[int]) -> dict[int, Files]:
+    """Return the files of versions, each with those that all versions share.
+
+    Args:
+        folder: of the model.
+        there: all versions that it has.
+        numbers: of the versions.
+    """
+    files = [(one[0].partition("/")[0], one) for one in all_files(folder)]
+    names = set(map(str, there))
+    return {
+        number: frozenset(one for top, one in files if top == str(number) or top not in names)
+        for number in numbers
+    }

@@ -3,7 +3,8 @@
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from types import ModuleType
+from typing import Any
 
 import grpc
 from google.protobuf.message import Message
@@ -15,8 +16,6 @@ from mesh.errors import MeshError, Overloaded
 from mesh.item import Handler, Request
 from mesh.status import code_of
 from mesh.telemetry import from_traceparent
-
-M = TypeVar("M", bound=Message)
 
 JSON = "application/json"
 STATUSES = {
@@ -46,16 +45,23 @@ def mesh_request(http: HttpRequest, target: str, message: Message) -> Request:
 
 
 async def call(
-    handlers: Mapping[str, Handler], name: str, http: HttpRequest, message: Message, kind: type[M]
-) -> M:
-    """Call a handler and return its answer.
+    handlers: Mapping[str, Handler], http: HttpRequest, message: Message, protocol: ModuleType
+) -> Any:
+    """Call the method whose request a message is, and return its response.
+
+    Args:
+        handlers: by method.
+        http: the request of HTTP.
+        message: `<method>Request`.
+        protocol: module of the messages, which has `<method>Response`.
 
     Raises:
         MeshError: as it answered.
     """
+    name = type(message).__name__.removesuffix("Request")
     reply = await handlers[name](mesh_request(http, name, message))
     reply.check()
-    return kind.FromString(reply.payload)
+    return getattr(protocol, f"{name}Response").FromString(reply.payload)
 
 
 def as_json(value: Any, status: int = 200) -> Response:
@@ -84,8 +90,7 @@ def status_of(error: MeshError) -> int:
 
 def failure(error: MeshError) -> Response:
     """Return the answer that tells an error, in Triton's form."""
-    body = json.dumps({"error": str(error)}).encode()
-    headers = {}
+    answer = as_json({"error": str(error)}, status_of(error))
     if isinstance(error, Overloaded) and error.retry_s:
-        headers["Retry-After"] = str(math.ceil(error.retry_s))
-    return Response(body, status_of(error), headers, JSON)
+        answer.headers["Retry-After"] = str(math.ceil(error.retry_s))
+    return answer

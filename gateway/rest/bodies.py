@@ -1,6 +1,7 @@
 """Bodies of requests: bounded before they are read, unpacked, and watched until the answer."""
 
 import asyncio
+import base64
 import zlib
 from collections.abc import Awaitable
 from typing import Any, TypeVar
@@ -47,6 +48,22 @@ async def read(request: Request, most: int) -> bytes:
         parts.append(part)
     body = b"".join(parts)
     return body if encoding == "identity" else _unpacked(body, encoding, most)
+
+
+def from_base64(what: str, value: Any) -> bytes:
+    """Return the bytes of a text.
+
+    Args:
+        what: names it.
+        value: that came.
+
+    Raises:
+        InvalidInput: it is no base64.
+    """
+    try:
+        return base64.b64decode(value, validate=True)
+    except (TypeError, ValueError) as err:  # also binascii.Error
+        raise InvalidInput(f"{what} is no base64: {err}") from err
 
 
 def packed(body: bytes, accepted: str) -> tuple[bytes, str]:

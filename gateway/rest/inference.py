@@ -1,8 +1,5 @@
 """The routes of the Open Inference Protocol over HTTP, and Triton's extensions of it."""
 
-import base64
-import binascii
-import json
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -13,7 +10,7 @@ from starlette.responses import Response
 from tritonclient.grpc import service_pb2 as oip
 
 from gateway.rest.answers import JSON, as_json, call, respond
-from gateway.rest.bodies import read, while_awaited
+from gateway.rest.bodies import from_base64, read, while_awaited
 from gateway.rest.plain import plain
 from gateway.rest.schema import IndexRequest, Inference, LoadParameters, UnloadParameters
 from gateway.rest.tensors import Wishes, answer_of, raw_request, request_of
@@ -71,8 +68,7 @@ class _Routes:
     async def server(self, http: Request) -> Response:
         """What this server is."""
         message = oip.ServerMetadataRequest()
-        kind = oip.ServerMetadataResponse
-        return as_json(plain(await call(self._handlers, "ServerMetadata", http, message, kind)))
+        return as_json(plain(await call(self._handlers, http, message, oip)))
 
     async def live(self) -> Response:
         """200: the process answers."""
@@ -80,34 +76,32 @@ class _Routes:
 
     async def ready(self, http: Request) -> Response:
         """200: inferences are answered; else 400, as with Triton."""
-        message, kind = oip.ServerReadyRequest(), oip.ServerReadyResponse
-        answer = await call(self._handlers, "ServerReady", http, message, kind)
+        message = oip.ServerReadyRequest()
+        answer = await call(self._handlers, http, message, oip)
         return as_json({"ready": answer.ready}, 200 if answer.ready else 400)
 
     async def model_ready(self, http: Request, model: str, version: str = "") -> Response:
         """200: the model serves; else 400, as with Triton."""
         message = oip.ModelReadyRequest(name=model, version=version)
-        answer = await call(self._handlers, "ModelReady", http, message, oip.ModelReadyResponse)
+        answer = await call(self._handlers, http, message, oip)
         body = {"name": model, "ready": answer.ready}
         return as_json(body, 200 if answer.ready else 400)
 
     async def metadata(self, http: Request, model: str, version: str = "") -> Response:
         """What a model takes and makes."""
         message = oip.ModelMetadataRequest(name=model, version=version)
-        kind = oip.ModelMetadataResponse
-        return as_json(plain(await call(self._handlers, "ModelMetadata", http, message, kind)))
+        return as_json(plain(await call(self._handlers, http, message, oip)))
 
     async def config(self, http: Request, model: str, version: str = "") -> Response:
         """Triton's ModelConfig of a model, with what was filled in."""
         message = oip.ModelConfigRequest(name=model, version=version)
-        answer = await call(self._handlers, "ModelConfig", http, message, oip.ModelConfigResponse)
+        answer = await call(self._handlers, http, message, oip)
         return as_json(plain(answer)["config"])
 
     async def statistics(self, http: Request, model: str = "", version: str = "") -> Response:
         """What was counted and timed, of a model or of all."""
         message = oip.ModelStatisticsRequest(name=model, version=version)
-        kind = oip.ModelStatisticsResponse
-        answer = await call(self._handlers, "ModelStatistics", http, message, kind)
+        answer = await call(self._handlers, http, message, oip)
         return as_json(plain(answer))
 
     async def infer(self, http: Request, model: str, version: str = "") -> Response:
@@ -124,7 +118,7 @@ class _Routes:
         else:
             message, wishes = request_of(body, length)
         message.model_name, message.model_version = model, version
-        answering = call(self._handlers, "ModelInfer", http, message, oip.ModelInferResponse)
+        answering = call(self._handlers, http, message, oip)
         answer, head = answer_of(await while_awaited(http, answering), wishes)
         if head is None:
             return respond(http, answer, JSON)
@@ -134,8 +128,7 @@ class _Routes:
         """Every version of every model, how it is, and why."""
         given = _parsed(IndexRequest, await read(http, self._most))
         message = oip.RepositoryIndexRequest(ready=given.ready)
-        kind = oip.RepositoryIndexResponse
-        answer = await call(self._handlers, "RepositoryIndex", http, message, kind)
+        answer = await call(self._handlers, http, message, oip)
         return as_json(plain(answer)["models"])
 
     async def load(self, http: Request, model: str) -> Response:
@@ -143,9 +136,7 @@ class _Routes:
         given = _parsed(LoadParameters, await read(http, self._most)).parameters
         message = oip.RepositoryModelLoadRequest(model_name=model)
         load_parameters(message, {name: _loaded(name, value) for name, value in given.items()})
-        await call(
-            self._handlers, "RepositoryModelLoad", http, message, oip.RepositoryModelLoadResponse
-        )
+        await call(self._handlers, http, message, oip)
         return Response(media_type=JSON)
 
     async def unload(self, http: Request, model: str) -> Response:
@@ -154,8 +145,7 @@ class _Routes:
         message = oip.RepositoryModelUnloadRequest(model_name=model)
         parts = given.get("unload_dependents", False)
         message.parameters["unload_dependents"].bool_param = parts
-        kind = oip.RepositoryModelUnloadResponse
-        await call(self._handlers, "RepositoryModelUnload", http, message, kind)
+        await call(self._handlers, http, message, oip)
         return Response(media_type=JSON)
 
     def _only_input(self, model: str, version: str) -> tuple[TensorSpec, bool]:
@@ -172,7 +162,7 @@ async def unknown_route(http: Request, error: Exception) -> Response:
     """Answer for a path that there is not, or not with this method, in Triton's form."""
     text = f"there is no {http.method} {http.url.path}; see /docs"
     status = getattr(error, "status_code", 404)
-    return Response(json.dumps({"error": text}).encode(), status, media_type=JSON)
+    return as_json({"error": text}, status)
 
 
 def _parsed(kind: type[B], body: bytes) -> B:
@@ -185,10 +175,7 @@ def _parsed(kind: type[B], body: bytes) -> B:
 def _loaded(name: str, value: Any) -> Any:
     if not name.startswith(FILE):
         return value
-    try:
-        return base64.b64decode(value, validate=True)
-    except (TypeError, ValueError, binascii.Error) as err:
-        raise InvalidInput(f"parameter {name!r} is no base64: {err}") from err
+    return from_base64(f"parameter {name!r}", value)
 
 
 def _body(kind: type[BaseModel]) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Routes of Triton's extensions about settings and shared memory."""
 
-import base64
-import binascii
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -12,7 +10,7 @@ from starlette.responses import Response
 from tritonclient.grpc import service_pb2 as oip
 
 from gateway.rest.answers import as_json, call
-from gateway.rest.bodies import read
+from gateway.rest.bodies import from_base64, read
 from mesh.errors import InvalidInput
 from mesh.oip.service import OipService
 
@@ -57,7 +55,7 @@ class _Routes:
         for name, value in (await self._body(http)).items():
             values = value if isinstance(value, list) else [] if value is None else [value]
             message.settings[name].value.extend(map(str, values))
-        answer = await call(self._handlers, "TraceSetting", http, message, oip.TraceSettingResponse)
+        answer = await call(self._handlers, http, message, oip)
         told = {name: list(value.value) for name, value in answer.settings.items()}
         # A level is a list, everything else one text.
         return as_json({
@@ -73,7 +71,7 @@ class _Routes:
             if kind is None or (kind == "uint32_param" and not 0 <= value < 2**32):
                 raise InvalidInput(f"log setting {name!r} is {value!r:.80}")
             setattr(message.settings[name], kind, value)
-        answer = await call(self._handlers, "LogSettings", http, message, oip.LogSettingsResponse)
+        answer = await call(self._handlers, http, message, oip)
         return as_json({
             name: getattr(value, value.WhichOneof("parameter_choice"))
             for name, value in answer.settings.items()
@@ -82,8 +80,7 @@ class _Routes:
     async def system_status(self, http: Request, region: str = "") -> Response:
         """System memory that is registered."""
         message = oip.SystemSharedMemoryStatusRequest(name=region)
-        kind = oip.SystemSharedMemoryStatusResponse
-        answer = await call(self._handlers, "SystemSharedMemoryStatus", http, message, kind)
+        answer = await call(self._handlers, http, message, oip)
         return as_json([
             {"name": one.name, "key": one.key, "offset": one.offset, "byte_size": one.byte_size}
             for _, one in sorted(answer.regions.items())
@@ -96,22 +93,19 @@ class _Routes:
             name=region, key=_field(given, "key", str), offset=_field(given, "offset", int, 0),
             byte_size=_field(given, "byte_size", int),
         )  # fmt: skip
-        kind = oip.SystemSharedMemoryRegisterResponse
-        await call(self._handlers, "SystemSharedMemoryRegister", http, message, kind)
+        await call(self._handlers, http, message, oip)
         return Response()
 
     async def system_unregister(self, http: Request, region: str = "") -> Response:
         """Forget a region, or all."""
         message = oip.SystemSharedMemoryUnregisterRequest(name=region)
-        kind = oip.SystemSharedMemoryUnregisterResponse
-        await call(self._handlers, "SystemSharedMemoryUnregister", http, message, kind)
+        await call(self._handlers, http, message, oip)
         return Response()
 
     async def cuda_status(self, http: Request, region: str = "") -> Response:
         """Memory of GPUs that is registered."""
         message = oip.CudaSharedMemoryStatusRequest(name=region)
-        kind = oip.CudaSharedMemoryStatusResponse
-        answer = await call(self._handlers, "CudaSharedMemoryStatus", http, message, kind)
+        answer = await call(self._handlers, http, message, oip)
         return as_json([
             {"name": one.name, "device_id": one.device_id, "byte_size": one.byte_size}
             for _, one in sorted(answer.regions.items())
@@ -121,23 +115,18 @@ class _Routes:
         """Register memory of a GPU: `raw_handle.b64`, `device_id`, `byte_size`."""
         given = await self._body(http)
         handle = _field(given, "raw_handle", dict)
-        try:
-            raw = base64.b64decode(_field(handle, "b64", str), validate=True)
-        except (ValueError, binascii.Error) as err:
-            raise InvalidInput(f"raw_handle.b64 is no base64: {err}") from err
+        raw = from_base64("raw_handle.b64", _field(handle, "b64", str))
         message = oip.CudaSharedMemoryRegisterRequest(
             name=region, raw_handle=raw, device_id=_field(given, "device_id", int, 0),
             byte_size=_field(given, "byte_size", int),
         )  # fmt: skip
-        kind = oip.CudaSharedMemoryRegisterResponse
-        await call(self._handlers, "CudaSharedMemoryRegister", http, message, kind)
+        await call(self._handlers, http, message, oip)
         return Response()
 
     async def cuda_unregister(self, http: Request, region: str = "") -> Response:
         """Forget a region, or all."""
         message = oip.CudaSharedMemoryUnregisterRequest(name=region)
-        kind = oip.CudaSharedMemoryUnregisterResponse
-        await call(self._handlers, "CudaSharedMemoryUnregister", http, message, kind)
+        await call(self._handlers, http, message, oip)
         return Response()
 
     async def _body(self, http: Request) -> dict[str, Any]:

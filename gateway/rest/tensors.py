@@ -13,6 +13,7 @@ from tritonclient.grpc import service_pb2 as oip
 from gateway.rest.schema import Inference, Input, Parameters
 from mesh.errors import InvalidInput
 from mesh.oip.regions import REGION
+from mesh.oip.tensors import raw_bytes, raw_numbers
 from mesh.tensor import NUMPY_DTYPES, TensorSpec
 from mesh.validation import faults
 
@@ -93,7 +94,7 @@ def raw_request(spec: TensorSpec, batched: bool, body: bytes) -> Any:
         sizes[0] = 1
     raw = body
     if spec.dtype == "BYTES":
-        raw, sizes = len(body).to_bytes(LENGTH_BYTES, "little") + body, [1] * len(sizes)
+        raw, sizes = raw_bytes([body]), [1] * len(sizes)
     elif sizes.count(-1) == 1:
         known = math.prod(size for size in sizes if size != -1)
         sizes[sizes.index(-1)] = len(body) // (known * NUMPY_DTYPES[spec.dtype].itemsize or 1)
@@ -203,19 +204,12 @@ def _raw(given: Input) -> bytes:
         raise InvalidInput(f"input {name!r} has {len(values)} values, its shape is {given.shape}")
     wanted = NUMPY_DTYPES[datatype]
     if datatype == "BYTES":
-        return b"".join(_text(name, value) for value in values)
+        return raw_bytes(_text(name, value) for value in values)
     kinds_: tuple[type, ...] = {"b": (bool,), "f": (int, float)}.get(wanted.kind, (int,))
     for value in values:
         if not isinstance(value, kinds_) or (isinstance(value, bool) and wanted.kind != "b"):
             raise InvalidInput(f"input {name!r} has the value {value!r:.80}, wanted {datatype}")
-    if wanted.kind in "iu" and values:
-        limits = np.iinfo(str(wanted))
-        if not limits.min <= min(values) <= max(values) <= limits.max:
-            raise InvalidInput(f"input {name!r} has values that are no {datatype}")
-    try:
-        return np.array(values, wanted).tobytes()
-    except OverflowError as err:
-        raise InvalidInput(f"input {name!r} has values that are no {datatype}") from err
+    return raw_numbers(name, datatype, values)
 
 
 def _flat(data: Any) -> Iterable[Any]:
@@ -233,13 +227,12 @@ def _flat(data: Any) -> Iterable[Any]:
 
 def _text(name: str, value: Any) -> bytes:
     try:
-        element = value.encode()
+        return bytes(value.encode())
     except (AttributeError, UnicodeEncodeError):
         raise InvalidInput(
             f"input {name!r} has the value {value!r:.80}, wanted texts; bytes come in binary, with "
             f"{SIZE}"
         ) from None
-    return len(element).to_bytes(LENGTH_BYTES, "little") + bytes(element)
 
 
 def _values(output: Any, raw: bytes) -> list[Any]:

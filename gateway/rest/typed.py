@@ -37,14 +37,14 @@ def typed_routes(handlers: Mapping[str, Handler], most_bytes: int) -> APIRouter:
         """Find objects: `curl -F file=@page.jpg`, several of them, or a file as the body."""
         files = await _files(http, most_bytes)
         message = mesh_pb2.DetectRequest(pipeline=pipeline, images=files)
-        answering = call(handlers, "Detect", http, message, mesh_pb2.DetectResponse)
+        answering = call(handlers, http, message, mesh_pb2)
         return as_json(plain(await while_awaited(http, answering)))
 
     async def classify(http: Request, pipeline: str = "") -> Response:
         """Say what pictures show: as `/v1/detect`."""
         files = await _files(http, most_bytes)
         message = mesh_pb2.ClassifyRequest(pipeline=pipeline, images=files)
-        answering = call(handlers, "Classify", http, message, mesh_pb2.ClassifyResponse)
+        answering = call(handlers, http, message, mesh_pb2)
         return as_json(plain(await while_awaited(http, answering)))
 
     async def classify_text(http: Request) -> Response:
@@ -54,13 +54,13 @@ def typed_routes(handlers: Mapping[str, Handler], most_bytes: int) -> APIRouter:
         except ValidationError as err:
             raise InvalidInput(f"the body cannot be used: {faults(err, 'JSON')}") from err
         message = mesh_pb2.ClassifyTextRequest(pipeline=given.pipeline, texts=given.texts)
-        answering = call(handlers, "ClassifyText", http, message, mesh_pb2.ClassifyTextResponse)
+        answering = call(handlers, http, message, mesh_pb2)
         return as_json(plain(await while_awaited(http, answering)))
 
     async def pipelines(http: Request) -> Response:
         """Every pipeline, and why one is not served."""
-        message, kind = mesh_pb2.ListPipelinesRequest(), mesh_pb2.ListPipelinesResponse
-        return as_json(plain(await call(handlers, "ListPipelines", http, message, kind)))
+        message = mesh_pb2.ListPipelinesRequest()
+        return as_json(plain(await call(handlers, http, message, mesh_pb2)))
 
     for path, answer, body in (
         ("/v1/detect", detect, _FILES), ("/v1/classify", classify, _FILES),

@@ -218,13 +218,30 @@ def _typed(given: Any) -> bytes:
             f"input {given.name!r} has {len(values)} elements, its shape is {list(given.shape)}"
         )
     if dtype == "BYTES":
-        return b"".join(len(value).to_bytes(4, "little") + value for value in values)
+        return raw_bytes(values)
+    return raw_numbers(given.name, dtype, values)
+
+
+def raw_bytes(elements: Iterable[bytes]) -> bytes:
+    """Return the raw contents of a BYTES tensor."""
+    return b"".join(len(element).to_bytes(4, "little") + element for element in elements)
+
+
+def raw_numbers(name: str, dtype: str, values: Sequence[Any]) -> bytes:
+    """Return the raw contents of an input of numbers.
+
+    Raises:
+        InvalidInput: one is beyond the type.
+    """
     wanted = NUMPY_DTYPES[dtype]
     if wanted.kind in "iu" and values:
         limits = np.iinfo(str(wanted))
         if not limits.min <= min(values) <= max(values) <= limits.max:
-            raise InvalidInput(f"input {given.name!r} has values that are no {dtype}")
-    return np.array(values, wanted).tobytes()
+            raise InvalidInput(f"input {name!r} has values that are no {dtype}")
+    try:
+        return np.array(values, wanted).tobytes()
+    except OverflowError as err:
+        raise InvalidInput(f"input {name!r} has values that are no {dtype}") from err
 
 
 def _classes(tensor: Tensor, count: int, labels: Sequence[str], batched: bool) -> Tensor:
@@ -243,7 +260,7 @@ def _classes(tensor: Tensor, count: int, labels: Sequence[str], batched: bool) -
         for row, best in zip(rows, order, strict=True)
         for index in best
     ]
-    raw = b"".join(len(text).to_bytes(4, "little") + text for text in texts)
+    raw = raw_bytes(texts)
     shape = [len(rows), order.shape[1]] if batched else [order.shape[1]]
     return Tensor(name=tensor.name, dtype="BYTES", shape=shape, raw=raw)
 
